@@ -1,0 +1,87 @@
+"""Checks that the ops share. Every message is: op, argument, rule, value. `ValueError` and `TypeError` are for users.
+
+Shapes and dtypes are checked in the public functions, values (finite, in range) in the kernels' Python side, so that
+`torch.compile` never sees a branch on data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_check_finite_on_gpu = False
+
+
+def check_finite(enabled: bool) -> None:
+    """Whether ops look for NaN and infinity on devices other than the CPU too (there the look waits for the device)."""
+    global _check_finite_on_gpu
+    _check_finite_on_gpu = enabled
+
+
+def shape_of(tensor: Tensor) -> str:
+    """`[2, 1024, 3]`, for messages."""
+    return str(list(tensor.shape))
+
+
+def require_points(op: str, name: str, points: Tensor) -> None:
+    """`points` must be a floating-point tensor [B, N, 3] with N >= 1."""
+    if not isinstance(points, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(points).__name__}")
+    if not points.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {points.dtype}; call .float() on it")
+    if points.dim() != 3 or points.shape[-1] != 3:
+        raise ValueError(f"{op}: {name} must have shape [B, N, 3], got {shape_of(points)}")
+    if points.shape[1] == 0:
+        raise ValueError(f"{op}: {name} must have at least one point, got {shape_of(points)}")
+
+
+def require_same(op: str, first: str, a: Tensor, second: str, b: Tensor) -> None:
+    """Two tensors must have the same number of clouds and lie on the same device."""
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"{op}: {first} and {second} must have the same B, got {a.shape[0]} and {b.shape[0]}")
+    if a.device != b.device:
+        raise ValueError(f"{op}: {first} and {second} must be on one device, got {a.device} and {b.device}")
+
+
+def require_count(op: str, name: str, value: int, limit_name: str, limit: int) -> None:
+    """A count must lie in 1..limit."""
+    if not 1 <= value <= limit:
+        raise ValueError(f"{op}: {name} must be in [1, {limit_name}={limit}], got {value}")
+
+
+def require_lengths(op: str, name: str, lengths: Tensor | None, points: Tensor) -> None:
+    """`lengths` must be int64 [B] on the device of `points`, or None. Its values are checked in `require_length_values`."""
+    if lengths is None:
+        return
+    if lengths.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {lengths.dtype}")
+    if lengths.shape != points.shape[:1]:
+        raise ValueError(f"{op}: {name} must have shape [B={points.shape[0]}], got {shape_of(lengths)}")
+    if lengths.device != points.device:
+        raise ValueError(f"{op}: {name} must be on {points.device}, got {lengths.device}")
+
+
+def require_length_values(op: str, name: str, lengths: Tensor | None, num_points: int, at_least: int = 1) -> None:
+    """Each length must lie in at_least..num_points, where `at_least` is the k or the number of samples asked for."""
+    if lengths is None or lengths.numel() == 0:
+        return
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    if shortest < at_least:
+        raise ValueError(f"{op}: {name} must be at least {at_least}, got {shortest}")
+    if longest > num_points:
+        raise ValueError(f"{op}: {name} must be at most N={num_points}, got {longest}")
+
+
+def require_finite(op: str, name: str, tensor: Tensor) -> None:
+    """No NaN and no infinity; names the first bad row. Skipped off the CPU unless `check_finite(True)`."""
+    if tensor.device.type != "cpu" and not _check_finite_on_gpu:
+        return
+    if torch.isfinite(tensor).all():
+        return
+    row = torch.isfinite(tensor).logical_not().nonzero()[0].tolist()
+    raise ValueError(f"{op}: {name} must be finite, got {tensor[tuple(row)].item()} at {row}")
+
+
+def as_kernel_input(tensor: Tensor) -> Tensor:
+    """Contiguous, float64 as it is, every other floating-point dtype in float32. Differentiable."""
+    return tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous()

@@ -1,0 +1,64 @@
+"""The door to the compiled module `jointmae_native`: is it there, is it of this checkout, and why not."""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+
+from torch import Tensor
+
+from jointmae.build_info import source_hash
+
+REBUILD = "run `pip install .` in the checkout"
+
+
+class NativeKernelsWarning(RuntimeWarning):
+    """The fast kernels cannot be used, so `jointmae.ops.reference` (plain PyTorch) does the work."""
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled module, or None and the reason why it cannot be used, with the cure."""
+    try:
+        import jointmae_native
+    except ImportError as error:
+        return None, f"they are not installed ({error}); with a C++ compiler on the machine, {REBUILD}"
+    checkout = source_hash()
+    if checkout is not None and checkout != jointmae_native.source_hash:
+        return None, f"jointmae_native was built from other sources than this checkout's csrc/; rebuild: {REBUILD}"
+    return jointmae_native, ""
+
+
+kernels, why_not = _load()
+has_cuda: bool = kernels is not None and kernels.built_with_cuda and kernels.cuda_driver_serves_toolkit()
+_warned: set[str] = set()
+
+if kernels is None and "rebuild" in why_not:  # said at once: a stale module is a mistake, a missing one may be a choice
+    warnings.warn(f"jointmae: the native kernels are not used: {why_not}", NativeKernelsWarning, stacklevel=2)
+    _warned.add("cpu")
+
+
+def warn_reference(device_type: str) -> None:
+    """Says, once per device type, that an op runs on the reference path, and how to get the kernels."""
+    if device_type in _warned:
+        return
+    _warned.add(device_type)
+    reason = why_not
+    if kernels is not None and device_type == "cuda":
+        reason = "the module was built without CUDA, or the driver is older than the toolkit: " + (
+            f"with nvcc on PATH and a current driver, {REBUILD}"
+        )
+    elif kernels is not None:
+        reason = f"there are none for device type '{device_type}'"
+    warnings.warn(
+        f"jointmae: native kernels are not used on '{device_type}', plain PyTorch is (slower): {reason}",
+        NativeKernelsWarning,
+        stacklevel=3,
+    )
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the data of a contiguous tensor begins; 0 (a null pointer) for None."""
+    if tensor is None:
+        return 0
+    assert tensor.is_contiguous(), "kernels take contiguous tensors"
+    return tensor.data_ptr()

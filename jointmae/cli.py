@@ -1,0 +1,100 @@
+"""From argv to a config, and from an exception to a short message and an exit code. Free of torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from jointmae.errors import JointMAEError, UsageError
+
+Config = TypeVar("Config")
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a command's `main(argv)` and exits with its code; our errors become one short message on stderr."""
+    try:
+        code = main(sys.argv[1:])
+    except JointMAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def parse(default: Config, argv: Sequence[str], command: str, description: str) -> Config:
+    """`default`, a dataclass, with the options of `argv` put in. `--help` prints the options and exits.
+
+    Raises UsageError for an unknown option or a value of the wrong kind.
+    """
+    import tyro
+
+    argv = list(argv)
+    if not {"-h", "--help"} & set(argv):
+        _require_known_options(default, argv, command)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config: Config = tyro.cli(
+                type(default),
+                default=default,
+                args=argv,
+                prog=f"python -m {command}",
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+            return config
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(f"{_plain(complaint.getvalue())}\nOptions: python -m {command} --help") from None
+
+
+def option(argv: Sequence[str], name: str, default: str) -> str:
+    """The value of `--name VALUE` or `--name=VALUE` in argv, the last one if several, before the rest is parsed."""
+    value = default
+    for i, word in enumerate(argv):
+        if word == f"--{name}" and i + 1 < len(argv):
+            value = argv[i + 1]
+        elif word.startswith(f"--{name}="):
+            value = word.split("=", 1)[1]
+    return value
+
+
+def _option_names(config: object) -> list[str]:
+    names: list[str] = []
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            names += _option_names(value)
+            continue
+        flag = f.name.replace("_", "-")
+        names += [f"--{flag}"] + ([f"--no-{flag}"] if isinstance(value, bool) else [])
+    return names
+
+
+def _require_known_options(config: object, argv: Sequence[str], command: str) -> None:
+    known = _option_names(config)
+    for word in argv:
+        name = word.split("=", 1)[0].replace("_", "-")
+        if not name.startswith("--") or name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"unknown option {name}.{hint}\nOptions: python -m {command} --help")
+
+
+def _plain(text: str) -> str:
+    """What tyro says, without colours, boxes, titles and hints, in at most three lines."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", text)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    said = [line for line in lines if line and "helptext" not in line and not re.fullmatch(r"[A-Z][a-z]+( [a-z]+)*", line)]
+    return "\n".join(said[:3])

@@ -1,0 +1,60 @@
+"""Writing so that a crash, at any moment, leaves the old file or the new one; and reading no more than is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jointmae.errors import DiskError
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusal to write `path` into a DiskError that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DiskError(f"cannot write {path}: {reason}. Free space or choose another folder with --out.") from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes `path` and its parents. Raises DiskError if it cannot be made or written to."""
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Writes `path` by way of a temporary neighbour, synced to the disk before it takes the name."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(path.name + ".tmp")
+    with disk_errors(path):
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` durable, where the system can open folders."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON with a last newline; floats survive exactly. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,96 @@
+"""`python -m jointmae.linear_svm`: the linear SVM accuracy of a trained or an untrained encoder on a labelled set."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jointmae import cli
+from jointmae.config import to_dict
+from jointmae.errors import CheckpointError, DataError, UsageError
+
+if TYPE_CHECKING:
+    from jointmae.model import JointMAE
+
+DESCRIPTION = """Linear SVM on frozen features: C by 5-fold cross-validation on train, accuracy on test.
+--checkpoint random is the untrained encoder, the floor that every other number must be read against."""
+
+
+@dataclass(frozen=True)
+class LinearSVMConfig:
+    """Which encoder, and on what."""
+
+    checkpoint: str = ""
+    """A run's folder, its model.safetensors, or "random" for the untrained encoder."""
+    data: str = "furniture"
+    """ "furniture", or the path of an .h5 file with labelled train and test splits."""
+    preset: str = "small"
+    """Preset of the random encoder."""
+    recipe: str = "best"
+    """Recipe of the random encoder."""
+    seed: int = 0
+    """Seed of the random encoder."""
+    json: str = ""
+    """Also write the results to this file."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads (0: torch's choice)."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    config = cli.parse(LinearSVMConfig(), argv, "jointmae.linear_svm", DESCRIPTION)
+    if not config.checkpoint:
+        raise UsageError('--checkpoint is missing: give a run\'s folder, a model.safetensors, or "random"')
+    from jointmae import data  # here and below, so that --help does not wait for torch
+    from jointmae.probe import linear_probe, table
+
+    model = load_encoder(config)
+    train, test = data.load(config.data, ("train",)), data.load(config.data, ("test",))
+    print(f"{config.checkpoint} on {train.describe()}; test {len(test):,}", flush=True)
+    try:
+        results = linear_probe(model, train, test)
+    except ValueError as error:
+        raise DataError(config.data, "labels", str(error)) from error
+    print(table(results))
+    if config.json:
+        from jointmae.files import to_json, write_atomically
+        from jointmae.run_folder import environment
+
+        record = {
+            "results": [dataclasses.asdict(result) for result in results],
+            "config": to_dict(config),
+            "model": to_dict(model.config),
+            "data_sha256": train.sha256,
+            "environment": environment(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_atomically(Path(config.json), to_json(record))
+    return 0
+
+
+def load_encoder(config: LinearSVMConfig) -> JointMAE:
+    """The encoder that `config` names, on its device, in evaluation mode."""
+    import torch
+
+    from jointmae.device import choose_device
+    from jointmae.model import JointMAE
+    from jointmae.recipes import train_config
+
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    if config.checkpoint == "random":
+        return JointMAE(train_config(config.preset, config.recipe).model, seed=config.seed).to(device).eval()
+    if not Path(config.checkpoint).exists():
+        raise CheckpointError(f'{config.checkpoint}: no such run. Wanted: a run\'s folder, a model.safetensors, or "random".')
+    return JointMAE.from_pretrained(config.checkpoint).to(device)
+
+
+if __name__ == "__main__":
+    cli.run(main)

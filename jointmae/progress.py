@@ -1,0 +1,82 @@
+"""What a user sees while a run goes on: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+_PLAIN_SECONDS = 5.0  # between plain lines
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of training at one step."""
+
+    epoch: int
+    num_epochs: int
+    step: int
+    num_steps: int
+    batch_size: int
+    loss_3d: float
+    loss_2d: float
+    loss_cross: float
+    lr: float
+    clouds_per_second: float
+    memory_bytes: int
+
+    def line(self) -> str:
+        """One line of at most about 130 characters."""
+        return (
+            f"epoch {self.epoch + 1}/{self.num_epochs}  step {self.step}/{self.num_steps}  "
+            f"L_3D {self.loss_3d:.4f}  L_2D {self.loss_2d:.4f}  L_3D-2D {self.loss_cross:.4f}  lr {self.lr:.1e}  "
+            f"{self.clouds_per_second:.0f} clouds/s  {self.memory_bytes / 2**30:.1f} GiB  ETA {duration(self.seconds_left)}"
+        )
+
+    @property
+    def seconds_left(self) -> float:
+        """Time to the last step at the present speed; infinite before there is one."""
+        if self.clouds_per_second <= 0:
+            return float("inf")
+        return (self.num_steps - self.step) * self.batch_size / self.clouds_per_second
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, 2:03, or ? where it is not known."""
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Shows snapshots; a context manager, so that an exception leaves the terminal as it was."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stdout, highlight=False)
+        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+        self._last_plain = -float("inf")
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, snapshot: Snapshot, force: bool = False) -> None:
+        """The live line, or a plain one if the last is a while ago (or if forced)."""
+        if self._live:
+            self._live.update(Text(snapshot.line()))
+            return
+        now = time.monotonic()
+        if force or now - self._last_plain >= _PLAIN_SECONDS:
+            self._last_plain = now
+            print(snapshot.line(), flush=True)

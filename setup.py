@@ -61,7 +61,9 @@ class CMakeBuild(build_ext):
         try:
             subprocess.run(["cmake", *arguments], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"jointmae: building the native kernels failed: {error}\nThe lines above say why.") from error
+            raise SystemExit(
+                f"jointmae: building the native kernels failed: {error}\nThe lines above say why."
+            ) from error
 
 
 setup(ext_modules=[Extension("jointmae_native", sources=[])], cmdclass={"build_ext": CMakeBuild})

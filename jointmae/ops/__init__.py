@@ -2,5 +2,6 @@
 
 from jointmae.ops.checks import check_finite
 from jointmae.ops.farthest_point_sample import farthest_point_sample
+from jointmae.ops.project_points import Projection, project_points
 
-__all__ = ["check_finite", "farthest_point_sample"]
+__all__ = ["Projection", "check_finite", "farthest_point_sample", "project_points"]

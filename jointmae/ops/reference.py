@@ -6,6 +6,8 @@ A squared distance is (dx*dx + dy*dy) + dz*dz, each operation rounded, here as i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,149 @@ def _first_argmax(values: Tensor) -> Tensor:
     at_maximum = values == values.amax(1, keepdim=True)
     position = torch.arange(values.shape[1], device=values.device)
     return torch.where(at_maximum, position, values.shape[1]).amin(1, keepdim=True)
+
+
+class _View(NamedTuple):
+    """Where the points of each view are: [B, V, N] each, and the pixels they cover, [B, V, N, S]."""
+
+    u: Tensor
+    v: Tensor
+    z: Tensor  # camera z; 1 for points behind the camera
+    column: Tensor  # int64, -1 where dropped
+    row: Tensor
+    target: Tensor  # int64, H * W where dropped or outside the frame
+    offset_x: Tensor  # from (u, v) to the covered pixel's centre
+    offset_y: Tensor
+
+
+def _project(points: Tensor, world_to_cam: Tensor, intrinsics: Tensor, H: int, W: int, radius: int) -> _View:
+    x, y, z = points[:, None].unbind(-1)  # [B, 1, N]
+    m = world_to_cam[..., None]  # [B, V, 3, 4, 1]
+    x, y, z = (((m[:, :, a, 0] * x + m[:, :, a, 1] * y) + m[:, :, a, 2] * z) + m[:, :, a, 3] for a in range(3))
+    in_front = (z > 1e-6) & (z < torch.inf)
+    z = torch.where(in_front, z, 1)
+    k = intrinsics[..., None]  # [B, V, 3, 3, 1]
+    u = (k[:, :, 0, 0] * x) / z + k[:, :, 0, 2]  # [B, V, N]
+    v = (k[:, :, 1, 1] * y) / z + k[:, :, 1, 2]
+    column, row = u.detach().floor(), v.detach().floor()
+    kept = in_front & (column >= 0) & (column < W) & (row >= 0) & (row < H)
+    column, row = (torch.where(kept, pixel, -1).long() for pixel in (column, row))
+    span = torch.arange(-radius, radius + 1, device=points.device)
+    x, y = torch.broadcast_tensors(column[..., None, None] + span, row[..., None, None] + span[:, None])
+    x, y = x.flatten(-2), y.flatten(-2)  # [B, V, N, S]
+    inside = kept[..., None] & (x >= 0) & (x < W) & (y >= 0) & (y < H)
+    target = torch.where(inside, y * W + x, H * W)
+    return _View(u, v, z, column, row, target, x + 0.5 - u[..., None], y + 0.5 - v[..., None])
+
+
+def project_points(
+    points: Tensor,
+    world_to_cam: Tensor,
+    intrinsics: Tensor,
+    height: int,
+    width: int,
+    radius: int,
+    mode: str,
+    sigma: float,
+    temperature: float,
+    background: float,
+) -> tuple[Tensor, ...]:
+    """See `jointmae.ops.project_points`. The last output is the sum of weights. Differentiable by itself.
+
+    On a GPU the sums of the modes soft and harmonic run in no fixed order.
+    """
+    B, N, _ = points.shape
+    V = world_to_cam.shape[1]
+    view = _project(points, world_to_cam, intrinsics, height, width, radius)
+    target = view.target.flatten(2)  # [B, V, N * S]
+    z = view.z[..., None].expand_as(view.target).flatten(2)
+    point = torch.arange(N, device=points.device)[:, None].expand_as(view.target).flatten(2)
+
+    slots = (B, V, height * width + 1)  # the last one takes what is outside
+    z_min = z.new_full(slots, torch.inf).scatter_reduce(2, target, z.detach(), "amin")
+    nearest = z.detach() == z_min.gather(2, target)
+    index = point.new_full(slots, N).scatter_reduce(2, target, torch.where(nearest, point, N), "amin")
+    index[..., -1] = N
+    covered = index < N
+    if mode == "zbuffer":
+        weight_sum = z.new_empty(0)
+        depth = torch.where(covered, view.z.gather(2, index.clamp(max=N - 1)), 0)
+        coverage = covered.to(z.dtype)
+    else:
+        w = 1 / z
+        if mode == "soft":
+            sq_dist = (view.offset_x.square() + view.offset_y.square()).flatten(2)
+            w = torch.exp(sq_dist / (-2 * sigma**2)) * torch.exp((z_min.gather(2, target) - z) / temperature)
+        weight_sum = z.new_zeros(slots).scatter_add(2, target, w)
+        total = z.new_zeros(slots).scatter_add(2, target, w * z)
+        depth = torch.where(weight_sum > 0, total / weight_sum.where(weight_sum > 0, 1), 0)
+        coverage = weight_sum / (weight_sum + background) if mode == "soft" else covered.to(z.dtype)
+    index = torch.where(covered, index, -1).int()
+
+    def image(values: Tensor) -> Tensor:
+        return values[..., :-1].reshape(B, V, height, width)
+
+    pixels = torch.stack([view.column, view.row], dim=-1).int()  # [B, V, N, 2]
+    dropped = (view.column < 0).sum(-1)
+    return (
+        image(depth),
+        image(index),
+        image(coverage),
+        pixels,
+        dropped,
+        (weight_sum if mode == "zbuffer" else image(weight_sum)),
+    )
+
+
+def project_points_backward(
+    grad_depth: Tensor | None,
+    grad_coverage: Tensor | None,
+    points: Tensor,
+    world_to_cam: Tensor,
+    intrinsics: Tensor,
+    depth: Tensor,
+    index: Tensor,
+    weight_sum: Tensor,
+    radius: int,
+    mode: str,
+    sigma: float,
+    temperature: float,
+    background: float,
+) -> Tensor:
+    """The gradient to the points [B, N, 3]: each point gathers from the pixels of its footprint."""
+    B, V, H, W = depth.shape
+    view = _project(points, world_to_cam, intrinsics, H, W, radius)
+
+    def at_pixels(image: Tensor | None) -> Tensor:  # [B, V, H, W] -> [B, V, N, S], 0 outside the frame
+        if image is None:
+            return torch.zeros_like(view.offset_x)
+        padded = torch.nn.functional.pad(image.flatten(2), (0, 1))
+        return padded.gather(2, view.target.flatten(2)).view_as(view.target)
+
+    z, g = view.z[..., None], at_pixels(grad_depth)
+    u, v = torch.zeros_like(view.u), torch.zeros_like(view.v)  # gradients to u and v, [B, V, N]
+    if mode == "zbuffer":
+        won = at_pixels(index + 1) == torch.arange(1, points.shape[1] + 1, device=points.device)[:, None]
+        grad_z = (g * won).sum(-1)
+    elif mode == "harmonic":
+        grad_z = (g * at_pixels(depth) / at_pixels(weight_sum).where(g != 0, 1) / z.square()).sum(-1)
+    else:
+        total, D = at_pixels(weight_sum), at_pixels(depth)
+        z_min = at_pixels(
+            torch.where(index < 0, 0, view.z.gather(2, index.clamp(min=0).flatten(2).long()).view_as(depth))
+        )
+        w = torch.exp((view.offset_x.square() + view.offset_y.square()) / (-2 * sigma**2))
+        w = w * torch.exp((z_min - z).clamp(max=0) / temperature)
+        w_over_total = torch.where(total > 0, w / total, 0)
+        by_weight = (
+            g * w_over_total * (z - D) + at_pixels(grad_coverage) * w * background / (total + background).square()
+        )
+        u, v = ((by_weight * offset).sum(-1) / sigma**2 for offset in (view.offset_x, view.offset_y))
+        grad_z = (g * w_over_total - by_weight / temperature).sum(-1)
+    k, m = intrinsics[..., None], world_to_cam[..., None]
+    in_camera = (  # through u = fx x / z + cx and v = fy y / z + cy
+        u * k[:, :, 0, 0] / view.z,
+        v * k[:, :, 1, 1] / view.z,
+        grad_z - (u * (view.u - k[:, :, 0, 2]) + v * (view.v - k[:, :, 1, 2])) / view.z,
+    )
+    return torch.stack([sum(m[:, :, row, a] * in_camera[row] for row in range(3)) for a in range(3)], dim=-1).sum(1)

@@ -1,0 +1,132 @@
+"""What a finished run is worth: linear SVM beside the untrained encoder, reconstruction beside the trivial one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jointmae.config import TrainConfig
+from jointmae.data import PointClouds, load
+from jointmae.errors import DataError
+from jointmae.files import to_json, write_atomically
+from jointmae.model import JointMAE, Reconstruction
+from jointmae.model.losses import best_constant_patch
+from jointmae.model.masking import draw, take
+from jointmae.probe import ProbeResult, linear_probe, table
+from jointmae.run_folder import RunFolder
+
+_MAX_CLOUDS = 256  # held-out clouds of the reconstruction figures
+
+
+@dataclass(frozen=True)
+class ProbePair:
+    """Linear SVM on one set: the trained encoder, and the same encoder before training."""
+
+    data: str
+    trained: list[ProbeResult]
+    untrained: list[ProbeResult]
+
+
+@dataclass(frozen=True)
+class HeldOutLosses:
+    """Reconstruction of clouds that were not trained on."""
+
+    data: str
+    num_clouds: int
+    loss_3d: float
+    loss_2d: float
+    loss_cross: float
+    trivial_loss_3d: float  # of the best constant group: what a model gets that knows nothing of the cloud
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that the report says beside the curves."""
+
+    probes: list[ProbePair]
+    losses: HeldOutLosses
+
+
+def evaluate_run(folder: RunFolder, config: TrainConfig, model: JointMAE, clouds: PointClouds) -> str:
+    """Probes, writes `evaluation.json`, `report.html` and the model card; returns the result as text."""
+    from jointmae.report import write_model_card, write_report
+
+    held_out = held_out_clouds(config, clouds)
+    probes = [pair for name in config.data if (pair := _probe(name, model, config.seed))]
+    evaluation = Evaluation(probes, held_out_losses(model, held_out))
+    write_atomically(folder.path / "evaluation.json", to_json(dataclasses.asdict(evaluation)))
+    write_report(folder, config, model, held_out, evaluation)
+    write_model_card(folder, config, evaluation)
+    return summary(evaluation)
+
+
+def held_out_clouds(config: TrainConfig, clouds: PointClouds) -> PointClouds:
+    """The test split of the first of --data that has one; else the clouds trained on."""
+    for name in config.data:
+        try:
+            test = load(name, ("test",), clouds.device)
+        except DataError:
+            continue  # this file has no test split
+        if len(test) > 0:
+            return test
+    return clouds
+
+
+def _probe(name: str, model: JointMAE, seed: int) -> ProbePair | None:
+    """None where the set has no labels to probe with."""
+    try:
+        train, test = load(name, ("train",)), load(name, ("test",))
+    except DataError:
+        return None
+    if len(train.labelled()) == 0 or len(test.labelled()) == 0:
+        return None
+    untrained = JointMAE(model.config, seed=seed).to(model.modality_3d.device).eval()
+    return ProbePair(train.title, linear_probe(model, train, test), linear_probe(untrained, train, test))
+
+
+@torch.no_grad()
+def held_out_losses(model: JointMAE, clouds: PointClouds) -> HeldOutLosses:
+    """Mean losses of `model` on up to 256 clouds, and the loss of the best constant group on the same groups."""
+    outputs = [reconstruct(model, clouds, ids) for ids in torch.arange(min(len(clouds), _MAX_CLOUDS)).split(32)]
+    weights = torch.tensor([len(output.pred_groups) for output in outputs], dtype=torch.float32)
+    weights /= weights.sum()
+
+    def mean(name: str) -> float:
+        return float(sum(w * getattr(output, name).cpu() for w, output in zip(weights, outputs, strict=True)))
+
+    scale = model.config.group_scale
+    targets = [take(o.inputs.groups, o.inputs.mask_3d.ids_hidden).flatten(0, 1) for o in outputs]
+    _, trivial = best_constant_patch(_at_most(torch.cat(targets) * scale, 2048))
+    num_clouds = min(len(clouds), _MAX_CLOUDS)
+    return HeldOutLosses(clouds.title, num_clouds, mean("loss_3d"), mean("loss_2d"), mean("loss_cross"), trivial)
+
+
+def _at_most(values: Tensor, count: int) -> Tensor:
+    """Up to `count` rows, evenly spread."""
+    return values[:: max(1, -(-len(values) // count))]
+
+
+@torch.no_grad()
+def reconstruct(model: JointMAE, clouds: PointClouds, ids: Tensor, seed: int = 0) -> Reconstruction:
+    """What the model makes of clouds `ids` [B] with a fixed view and fixed masks, in evaluation mode."""
+    ids = ids.to(clouds.device)
+    points = clouds.first(model.config.num_points).points[ids]
+    output: Reconstruction = model.eval()(points, clouds.up[ids], draw(model.config, seed, 0, ids))
+    return output
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The result for the terminal."""
+    losses = evaluation.losses
+    gain = 1 - losses.loss_3d / losses.trivial_loss_3d
+    lines = [
+        f"held-out L_3D {losses.loss_3d:.4f}, {gain:.0%} below the best constant group's {losses.trivial_loss_3d:.4f} "
+        f"({losses.num_clouds} clouds of {losses.data})"
+    ]
+    for pair in evaluation.probes:
+        lines.append(f"linear SVM on {pair.data}, trained encoder:\n{table(pair.trained)}")
+        lines.append(f"the same encoder untrained:\n{table(pair.untrained)}")
+    return "\n".join(lines)

@@ -2,6 +2,15 @@
 
 from jointmae.ops.checks import check_finite
 from jointmae.ops.farthest_point_sample import farthest_point_sample
+from jointmae.ops.local_aligned_attention import Alignment, align, local_aligned_attention
 from jointmae.ops.project_points import Projection, project_points
 
-__all__ = ["Projection", "check_finite", "farthest_point_sample", "project_points"]
+__all__ = [
+    "Alignment",
+    "Projection",
+    "align",
+    "check_finite",
+    "farthest_point_sample",
+    "local_aligned_attention",
+    "project_points",
+]

@@ -25,7 +25,8 @@ class Projection(NamedTuple):
     """What `project_points` gives."""
 
     depth: Tensor  # [B, V, H, W] camera z, 0 where no point covers the pixel
-    index: Tensor  # [B, V, H, W] int32, the nearest point that covers the pixel, -1 where there is none
+    # [B, V, H, W] int32, the nearest point that covers the pixel, -1 where there is none (the name hides tuple.index)
+    index: Tensor  # type: ignore[assignment]
     coverage: Tensor  # [B, V, H, W] how much of the pixel is covered, 0..1
     pixels: Tensor  # [B, V, N, 2] int32, the pixel (x, y) of each point, (-1, -1) where it was dropped
     dropped: Tensor  # [B, V] int64, how many points were dropped
@@ -256,8 +257,8 @@ def _backward(ctx: Any, grad_depth: Tensor | None, _1: Any, grad_coverage: Tenso
 
 
 define(
-    "project_points(Tensor points, Tensor world_to_cam, Tensor intrinsics, int height, int width, int radius, str mode, "
-    "float sigma, float temperature, float background) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "project_points(Tensor points, Tensor world_to_cam, Tensor intrinsics, int height, int width, int radius, "
+    "str mode, float sigma, float temperature, float background) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=_reference,
     cpu=_cpu,
     fake=_fake,

@@ -66,8 +66,8 @@ def _project(points: Tensor, world_to_cam: Tensor, intrinsics: Tensor, H: int, W
     kept = in_front & (column >= 0) & (column < W) & (row >= 0) & (row < H)
     column, row = (torch.where(kept, pixel, -1).long() for pixel in (column, row))
     span = torch.arange(-radius, radius + 1, device=points.device)
-    x, y = torch.broadcast_tensors(column[..., None, None] + span, row[..., None, None] + span[:, None])
-    x, y = x.flatten(-2), y.flatten(-2)  # [B, V, N, S]
+    x = (column[..., None, None] + span.expand(len(span), -1)).flatten(-2)  # [B, V, N, S]
+    y = (row[..., None, None] + span[:, None].expand(-1, len(span))).flatten(-2)
     inside = kept[..., None] & (x >= 0) & (x < W) & (y >= 0) & (y < H)
     target = torch.where(inside, y * W + x, H * W)
     return _View(u, v, z, column, row, target, x + 0.5 - u[..., None], y + 0.5 - v[..., None])
@@ -166,21 +166,40 @@ def project_points_backward(
         grad_z = (g * at_pixels(depth) / at_pixels(weight_sum).where(g != 0, 1) / z.square()).sum(-1)
     else:
         total, D = at_pixels(weight_sum), at_pixels(depth)
-        z_min = at_pixels(
-            torch.where(index < 0, 0, view.z.gather(2, index.clamp(min=0).flatten(2).long()).view_as(depth))
-        )
+        z_min = view.z.gather(2, index.clamp(min=0).flatten(2).long()).view_as(depth)  # any z where nothing is covered
         w = torch.exp((view.offset_x.square() + view.offset_y.square()) / (-2 * sigma**2))
-        w = w * torch.exp((z_min - z).clamp(max=0) / temperature)
+        w = w * torch.exp((at_pixels(z_min) - z).clamp(max=0) / temperature)
         w_over_total = torch.where(total > 0, w / total, 0)
-        by_weight = (
-            g * w_over_total * (z - D) + at_pixels(grad_coverage) * w * background / (total + background).square()
-        )
+        by_coverage = at_pixels(grad_coverage) * background / (total + background).square()
+        by_weight = g * w_over_total * (z - D) + by_coverage * w  # w times the gradient to w
         u, v = ((by_weight * offset).sum(-1) / sigma**2 for offset in (view.offset_x, view.offset_y))
         grad_z = (g * w_over_total - by_weight / temperature).sum(-1)
     k, m = intrinsics[..., None], world_to_cam[..., None]
-    in_camera = (  # through u = fx x / z + cx and v = fy y / z + cy
-        u * k[:, :, 0, 0] / view.z,
-        v * k[:, :, 1, 1] / view.z,
-        grad_z - (u * (view.u - k[:, :, 0, 2]) + v * (view.v - k[:, :, 1, 2])) / view.z,
-    )
-    return torch.stack([sum(m[:, :, row, a] * in_camera[row] for row in range(3)) for a in range(3)], dim=-1).sum(1)
+    x = u * k[:, :, 0, 0] / view.z  # through u = fx x / z + cx and v = fy y / z + cy
+    y = v * k[:, :, 1, 1] / view.z
+    z = grad_z - (u * (view.u - k[:, :, 0, 2]) + v * (view.v - k[:, :, 1, 2])) / view.z
+    grads = [m[:, :, 0, a] * x + m[:, :, 1, a] * y + m[:, :, 2, a] * z for a in range(3)]
+    return torch.stack(grads, dim=-1).sum(1)  # [B, N, 3]
+
+
+def alignment_mask(cell: Tensor, num_3d: int, scheme: tuple[str, str]) -> Tensor:
+    """Which key each query may read, bool [B, L, L] (query, key); see `jointmae.ops.local_aligned_attention`."""
+    is_3d = torch.arange(cell.shape[1], device=cell.device) < num_3d  # [L]
+    valid = (cell[:, :, None] == cell[:, None, :]) & (cell >= 0)[:, :, None]  # [B, L, L]
+    valid = valid | (is_3d[:, None] == is_3d)
+    if scheme[0] == "global":
+        valid = valid | (~is_3d[:, None] & is_3d)
+    if scheme[1] == "global":
+        valid = valid | (is_3d[:, None] & ~is_3d)
+    return valid
+
+
+def local_aligned_attention(
+    q: Tensor, k: Tensor, v: Tensor, cell: Tensor, num_3d: int, scheme: tuple[str, str]
+) -> Tensor:
+    """See `jointmae.ops.local_aligned_attention`; half precision is computed in float32."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scores = q.to(dtype) @ k.to(dtype).transpose(-1, -2) * q.shape[-1] ** -0.5  # [B, h, L, L]
+    scores = scores.masked_fill(~alignment_mask(cell, num_3d, scheme)[:, None], -torch.inf)
+    out: Tensor = scores.softmax(-1) @ v.to(dtype)
+    return out.to(q.dtype)

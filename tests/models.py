@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jointmae.config import ModelConfig
-from jointmae.data import load
+from jointmae.data import PointClouds, load
 from jointmae.model import JointMAE
 from jointmae.model.masking import Draws, draw
 
@@ -36,8 +37,13 @@ def micro_model(seed: int = 0, **changes: Any) -> JointMAE:
     return JointMAE(micro_config(**changes), seed=seed)
 
 
+@functools.cache
+def furniture() -> PointClouds:
+    return load("furniture")
+
+
 def batch(config: ModelConfig, size: int = 3, epoch: int = 0) -> tuple[Tensor, Tensor, Draws]:
     """Real clouds of the embedded set: points [B, N, 3], up axes [B, 3], random numbers."""
-    clouds = load("furniture").first(config.num_points)
+    clouds = furniture().first(config.num_points)
     ids = torch.arange(size)
     return clouds.points[ids], clouds.up[ids], draw(config, 0, epoch, ids)

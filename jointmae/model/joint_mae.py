@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jointmae import ops
 from jointmae.config import ModelConfig, model_config_from_dict, to_dict
+from jointmae.data import normalize_unit_sphere
 from jointmae.errors import CheckpointError
 from jointmae.model import losses
 from jointmae.model.embed import DepthEmbed, Geometry, PointEmbed, group_points, hide_points, patches_of, sample_geometry

@@ -79,7 +79,7 @@ def project_points(
     for name, value in (("sigma", sigma), ("temperature", temperature), ("background", background)):
         if not value > 0:
             raise ValueError(f"{_OP}: {name} must be positive, got {value}")
-    points = as_kernel_input(points)
+    (points,) = as_kernel_input(points)
     B, V = world_to_cam.shape[:2]
     *outputs, _ = torch.ops.jointmae.project_points(
         points,

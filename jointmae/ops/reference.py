@@ -143,9 +143,14 @@ def _first_min(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _first_argmax(values: Tensor) -> Tensor:
     """The lowest index of each row's maximum, [B, N] -> [B, 1]; `Tensor.argmax` leaves the choice open."""
-    at_maximum = values == values.amax(1, keepdim=True)
-    position = torch.arange(values.shape[1], device=values.device)
-    return torch.where(at_maximum, position, values.shape[1]).amin(1, keepdim=True)
+    return _first_index(values == values.amax(1, keepdim=True))
+
+
+def _first_index(found: Tensor) -> Tensor:
+    """The first True of each row, [..., N] -> [..., 1]; the last index where there is none (NaN), never one beyond."""
+    N = found.shape[-1]
+    position = torch.arange(N, device=found.device)
+    return torch.where(found, position, N - 1).amin(-1, keepdim=True)
 
 
 class _View(NamedTuple):
@@ -311,11 +316,3 @@ def local_aligned_attention(
     scores = scores.masked_fill(~alignment_mask(cell, num_3d, scheme)[:, None], -torch.inf)
     out: Tensor = scores.softmax(-1) @ v.to(dtype)
     return out.to(q.dtype)
-    return _first_index(values == values.amax(1, keepdim=True))
-
-
-def _first_index(found: Tensor) -> Tensor:
-    """The first True of each row, [..., N] -> [..., 1]; the last index where there is none (NaN), never one beyond."""
-    N = found.shape[-1]
-    position = torch.arange(N, device=found.device)
-    return torch.where(found, position, N - 1).amin(-1, keepdim=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jointmae.ops.native import address, kernels
+
 _check_finite_on_gpu = False
 
 
@@ -76,10 +78,18 @@ def require_finite(op: str, name: str, tensor: Tensor) -> None:
     """No NaN and no infinity; names the first bad row. Skipped off the CPU unless `check_finite(True)`."""
     if tensor.device.type != "cpu" and not _check_finite_on_gpu:
         return
-    if torch.isfinite(tensor).all():
+    if _all_finite(tensor):
         return
     row = torch.isfinite(tensor).logical_not().nonzero()[0].tolist()
     raise ValueError(f"{op}: {name} must be finite, got {tensor[tuple(row)].item()} at {row}")
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    in_kernels = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    if kernels is None or not in_kernels or not tensor.is_contiguous():
+        return bool(torch.isfinite(tensor).all())
+    float64 = tensor.dtype == torch.float64
+    return bool(kernels.all_finite_cpu(address(tensor), tensor.numel(), float64, torch.get_num_threads()))
 
 
 def as_kernel_input(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from jointmae.errors import DataError
 Names = tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PointClouds:
     """A data set on one device. Clouds as `load` and `concat` give them are centred and scaled into the unit sphere."""
 

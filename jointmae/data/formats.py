@@ -22,7 +22,7 @@ MAX_CLASSES = 65_536
 Names = tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """The clouds of one split, as a file holds them: neither centred nor scaled."""
 
@@ -32,7 +32,7 @@ class Split:
     parts: NDArray[np.uint8] | None  # [S, N]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileContents:
     """Everything read from one file."""
 

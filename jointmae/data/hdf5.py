@@ -5,7 +5,7 @@ read the gate walks the file by hard links only and refuses whatever our formats
 size is held against the bytes stored for it, and all stored bytes against the file. HDF5 inflates a chunk to whatever
 its zlib stream holds (1 MB stored gave 1 GB in a chunk declared as 1 kB): chunks are inflated here first, with a bound.
 
-What remains: the strings of one root attribute are read at once, and each may be as long as the file.
+What remains: one string whose length is damaged makes HDF5 take up to 4 GiB for a moment, before it refuses the file.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from jointmae.data.hdf5_heap import longest_string
 from jointmae.errors import DataError
 
 MAX_BYTES = 16 * 2**30  # all datasets of a file together, as declared
 MAX_CHUNK_BYTES = 256 * 2**20  # HDF5 holds whole chunks in memory
 MAX_RATIO = 1100  # deflate reaches 1032
-MAX_STRING_BYTES = 256 * 2**20  # strings read at once, and the strings of one dataset
-MAX_OBJECTS, MAX_NESTING, MAX_ATTRIBUTE_ITEMS = 10_000, 16, 65_536
+MAX_STRING_BYTES = 256 * 2**20  # strings read at once, the strings of one dataset, one attribute
+MAX_OBJECTS, MAX_NESTING = 10_000, 16
 
 _COMPRESSORS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_LZF: "lzf"}
 _FILTERS = {h5py.h5z.FILTER_SHUFFLE: "shuffle", h5py.h5z.FILTER_FLETCHER32: "fletcher32", **_COMPRESSORS}
@@ -37,13 +38,14 @@ _DAMAGED = "cannot be read: the file is damaged, copy it again"
 _REWRITE = "write the data into a new file with plain datasets"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hdf5:
     """A file that passed the gate: `names` of its datasets ("train/points") and the attributes of its root."""
 
     path: Path
     attributes: dict[str, Any]
     _datasets: dict[str, h5py.Dataset] = field(repr=False)
+    _longest: int  # bytes of the longest string of variable length, anywhere in the file
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ class Hdf5:
                 got = f"{_type_name(dataset)} {tuple(dataset.shape)}"
                 raise DataError(self.path, name, f"got {got}, wanted strings in one dimension")
             _check_chunks(self.path, name, dataset)
-            return tuple(_decode_blocks(self.path, name, dataset))
+            return tuple(_decode_blocks(self.path, name, dataset, self._longest))
 
 
 @contextmanager
@@ -99,10 +101,13 @@ def open_hdf5(path: str | Path, max_bytes: int = MAX_BYTES) -> Iterator[Hdf5]:
         file = h5py.File(path, "r")
     with file:
         with _as_data_error(path, ""):
+            if file.id.get_create_plist().get_sizes() != (8, 8):
+                raise DataError(path, "", f"got addresses or lengths that are not 8 bytes wide: {_REWRITE}")
             datasets = dict(_walk(path, file))
             _check_totals(path, datasets, max_bytes)
-            attributes = dict(_root_attributes(path, file))
-        yield Hdf5(path, attributes, datasets)
+            longest = longest_string(path)
+            attributes = dict(_root_attributes(path, file, longest))
+        yield Hdf5(path, attributes, datasets, longest)
 
 
 def _walk(path: Path, root: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -207,9 +212,9 @@ def _check_chunks(path: Path, name: str, dataset: h5py.Dataset) -> None:
                 raise DataError(path, name, f"chunk {i} does not inflate to {chunk_bytes:,} bytes: the file is damaged")
 
 
-def _decode_blocks(path: Path, name: str, dataset: h5py.Dataset) -> Iterator[str]:
-    """Strings in blocks so short that even strings as long as the file fit into MAX_STRING_BYTES."""
-    block = max(1, MAX_STRING_BYTES // max(1, path.stat().st_size))
+def _decode_blocks(path: Path, name: str, dataset: h5py.Dataset, longest: int) -> Iterator[str]:
+    """Strings in blocks so short that MAX_STRING_BYTES hold them even if all are as long as the longest."""
+    block = max(1, MAX_STRING_BYTES // max(longest, dataset.dtype.itemsize))
     total = 0
     for start in range(0, len(dataset), block):
         for value in dataset[start : start + block]:
@@ -219,14 +224,15 @@ def _decode_blocks(path: Path, name: str, dataset: h5py.Dataset) -> Iterator[str
             yield value.decode()
 
 
-def _root_attributes(path: Path, file: h5py.File) -> Iterator[tuple[str, Any]]:
+def _root_attributes(path: Path, file: h5py.File, longest: int) -> Iterator[tuple[str, Any]]:
     """Attributes that are strings, lists of strings, or numbers; those of other types are refused."""
     for key in file.attrs:
         name = f"attribute {key}"
         attribute = h5py.h5a.open(file.id, key.encode())
-        size, dtype = prod(attribute.shape), attribute.dtype
-        if size > MAX_ATTRIBUTE_ITEMS or size * attribute.get_type().get_size() > path.stat().st_size:
-            raise DataError(path, name, f"got {size:,} values, wanted at most {MAX_ATTRIBUTE_ITEMS:,}, in the file")
+        dtype = attribute.dtype
+        size = prod(attribute.shape) * (longest if dtype.kind == "O" else attribute.get_type().get_size())
+        if size > MAX_STRING_BYTES:
+            raise DataError(path, name, f"may take {size:,} bytes, wanted at most {MAX_STRING_BYTES:,}: shorten it")
         if not (dtype.kind in "iufbS" or h5py.check_string_dtype(dtype)):
             raise DataError(path, name, f"got a value of type {dtype}, wanted numbers or strings: {_REWRITE}")
         yield key, file.attrs[key]
@@ -241,8 +247,7 @@ def _filters(dataset: h5py.Dataset) -> list[int]:
 def _item_bytes(dataset: h5py.Dataset) -> int:
     """Bytes of one value in the file; a string of variable length is stored as length, address and index."""
     if dataset.dtype.kind == "O":
-        address_bytes: int = h5py.h5i.get_file_id(dataset.id).get_create_plist().get_sizes()[0]
-        return 4 + address_bytes + 4
+        return 4 + 8 + 4
     size: int = dataset.id.get_type().get_size()
     return size
 
@@ -250,6 +255,8 @@ def _item_bytes(dataset: h5py.Dataset) -> int:
 def _type_name(dataset: h5py.Dataset) -> str:
     if dataset.shape is None:
         return "null"
+    if h5py.check_string_dtype(dataset.dtype):
+        return "string"
     if h5py.check_ref_dtype(dataset.dtype):
         return "reference"
     return "variable-length array" if h5py.check_vlen_dtype(dataset.dtype) else str(dataset.dtype)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from jointmae.config import TrainConfig
-from jointmae.data import PointClouds, load
-from jointmae.errors import DataError
+from jointmae.data import PointClouds, load, splits_of
 from jointmae.files import to_json, write_atomically
 from jointmae.model import JointMAE, Reconstruction
 from jointmae.model.losses import best_constant_patch
@@ -66,21 +65,16 @@ def evaluate_run(folder: RunFolder, config: TrainConfig, model: JointMAE, clouds
 def held_out_clouds(config: TrainConfig, clouds: PointClouds) -> PointClouds:
     """The test split of the first of --data that has one; else the clouds trained on."""
     for name in config.data:
-        try:
-            test = load(name, ("test",), clouds.device)
-        except DataError:
-            continue  # this file has no test split
-        if len(test) > 0:
-            return test
+        if "test" in splits_of(name):
+            return load(name, ("test",), clouds.device)
     return clouds
 
 
 def _probe(name: str, model: JointMAE, seed: int) -> ProbePair | None:
     """None where the set has no labels to probe with."""
-    try:
-        train, test = load(name, ("train",)), load(name, ("test",))
-    except DataError:
+    if not {"train", "test"} <= set(splits_of(name)):
         return None
+    train, test = load(name, ("train",)), load(name, ("test",))
     if len(train.labelled()) == 0 or len(test.labelled()) == 0:
         return None
     untrained = JointMAE(model.config, seed=seed).to(model.modality_3d.device).eval()

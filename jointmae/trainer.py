@@ -22,7 +22,7 @@ from torch import Tensor
 from jointmae import checkpoint, random
 from jointmae.checkpoint import Checkpoint
 from jointmae.config import PATCH_SIZE, ModelConfig, TrainConfig
-from jointmae.data import PointClouds, concat, load, scale_and_shift
+from jointmae.data import PointClouds, concat, load, scale_and_shift, splits_of
 from jointmae.device import choose_device, is_out_of_memory, memory_bytes
 from jointmae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UsageError
 from jointmae.files import write_atomically
@@ -84,12 +84,15 @@ def require_valid(config: TrainConfig) -> None:
 
 
 def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds:
-    """The clouds of all --data, joined, on the device."""
-    sets = [load(name, config.splits) for name in config.data]
-    clouds = (sets[0] if len(sets) == 1 else concat(sets)).to(device)
-    if len(clouds) == 0:
-        raise UsageError(f"--data {' '.join(config.data)} has no clouds in --splits {' '.join(config.splits)}")
-    return clouds
+    """The clouds of all --data, joined, on the device. Raises UsageError for a set that has none of --splits."""
+    sets = []
+    for name in config.data:
+        splits = [split for split in config.splits if split in splits_of(name)]
+        if not splits:
+            there, wanted = ", ".join(splits_of(name)), " ".join(config.splits)
+            raise UsageError(f"--data {name} has none of --splits {wanted}; it has {there}")
+        sets.append(load(name, splits))
+    return (sets[0] if len(sets) == 1 else concat(sets)).to(device)
 
 
 def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path: Path) -> str:

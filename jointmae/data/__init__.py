@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jointmae.data.augment import scale_and_shift
-    from jointmae.data.dataset import PointClouds, concat, load
+    from jointmae.data.dataset import PointClouds, concat, load, splits_of
     from jointmae.data.formats import read_h5
     from jointmae.data.hdf5 import open_hdf5
     from jointmae.data.normalize import normalize_unit_sphere
@@ -23,8 +23,18 @@ _LAZY = {
     "open_hdf5": "hdf5",
     "read_h5": "formats",
     "scale_and_shift": "augment",
+    "splits_of": "dataset",
 }
-__all__ = ["PointClouds", "concat", "load", "normalize_unit_sphere", "open_hdf5", "read_h5", "scale_and_shift"]
+__all__ = [
+    "PointClouds",
+    "concat",
+    "load",
+    "normalize_unit_sphere",
+    "open_hdf5",
+    "read_h5",
+    "scale_and_shift",
+    "splits_of",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jointmae import random
 from jointmae.data import furniture
-from jointmae.data.formats import FileContents, read_h5
+from jointmae.data.formats import FileContents, read_h5, splits_of_h5
 from jointmae.data.normalize import normalize_unit_sphere
 from jointmae.errors import DataError
 
@@ -113,14 +113,23 @@ def load(spec: str | Path, splits: Sequence[str] = ("train",), device: torch.dev
     """
     if not splits:
         raise ValueError("load: splits must name at least one split, got none")
-    embedded = str(spec) == furniture.NAME
-    path = furniture.path() if embedded else _existing_h5(Path(spec))
+    path = _file_of(spec)
     sha256 = _file_sha256(path)
+    embedded = str(spec) == furniture.NAME
     if embedded and sha256 != furniture.SHA256:
         raise DataError(path, "", "the embedded data set is damaged: install jointmae again")
     title = furniture.NAME if embedded else path.stem
     contents = read_h5(path, tuple(splits))
     return _join([_from_split(contents, split, title, sha256) for split in splits]).to(device)
+
+
+def splits_of(spec: str | Path) -> Names:
+    """The names of the splits that `load` can give of `spec`. Raises DataError as it does."""
+    return splits_of_h5(_file_of(spec))
+
+
+def _file_of(spec: str | Path) -> Path:
+    return furniture.path() if str(spec) == furniture.NAME else _existing_h5(Path(spec))
 
 
 def concat(sets: Sequence[PointClouds], num_points: int | None = None) -> PointClouds:

@@ -69,9 +69,24 @@ def read_h5(path: str | Path, splits: Names | None = None) -> FileContents:
         )
 
 
+def splits_of_h5(path: str | Path) -> Names:
+    """The names of the splits that `read_h5` finds in a file. Raises DataError as it does."""
+    with open_hdf5(path) as file:
+        if "points" not in file:
+            return _choose(file, _grouped_splits(file), None)
+        if "test" not in file:
+            return ("train",)
+        is_test = _integers(file, "test", file.shape("points")[:1], 0, 1)  # [S]
+        return tuple(split for split, here in (("train", not is_test.all()), ("test", is_test.any())) if here)
+
+
+def _grouped_splits(file: Hdf5) -> list[str]:
+    return [split for split in SPLITS if f"{split}/points" in file]
+
+
 def _read_splits(file: Hdf5, wanted: Names | None, classes: Names, part_names: Names) -> dict[str, Split]:
     """The wanted splits, from groups or from one set at the root."""
-    grouped = [split for split in SPLITS if f"{split}/points" in file]
+    grouped = _grouped_splits(file)
     if "points" not in file:
         chosen = _choose(file, grouped, wanted)
         return {split: _read_split(file, f"{split}/", classes, part_names) for split in chosen}

@@ -299,7 +299,7 @@ def alignment_mask(cell: Tensor, num_3d: int, scheme: tuple[str, str]) -> Tensor
     """Which key each query may read, bool [B, L, L] (query, key); see `jointmae.ops.local_aligned_attention`."""
     is_3d = torch.arange(cell.shape[1], device=cell.device) < num_3d  # [L]
     valid = (cell[:, :, None] == cell[:, None, :]) & (cell >= 0)[:, :, None]  # [B, L, L]
-    valid = valid | (is_3d[:, None] == is_3d)
+    valid = valid | ~(is_3d[:, None] ^ is_3d)  # not ==: Inductor of torch 2.13 cannot compare booleans
     if scheme[0] == "global":
         valid = valid | (~is_3d[:, None] & is_3d)
     if scheme[1] == "global":

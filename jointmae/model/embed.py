@@ -101,9 +101,14 @@ class MiniPointNet(nn.Module):
         """Features [B, N, C_in], neighbours [B, G, k], offsets [B, G, k, 3] -> tokens [B, G, C_out]."""
         x = ops.group(self.feature(features), neighbors) + self.offset(offsets)  # [B, G, k, C_in]
         x = self.second(torch.relu(self.norm1(x)))
-        overall = self.overall(x.amax(dim=2, keepdim=True))  # [B, G, 1, C_out]
+        overall = self.overall(_max(x)[:, :, None])  # [B, G, 1, C_out]
         x = self.fourth(torch.relu(self.norm2(self.local(x) + overall)))  # [B, G, k, C_out]
-        return x.amax(dim=2)
+        return _max(x)
+
+
+def _max(x: Tensor) -> Tensor:
+    """The maximum over a group, [B, G, k, C] -> [B, G, C]. Not `amax`, whose gradient shares ties: 2.6 times as slow."""
+    return x.max(dim=2).values
 
 
 class PointEmbed(nn.Module):

@@ -18,19 +18,22 @@ def _cdist_topk(queries: Tensor, points: Tensor, features: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("B", "M", "N", "C"), WORKLOADS)
-def bench_knn_interpolate(compare, device, B, M, N, C):
+def bench_knn_interpolate(compare, device, quick, B, M, N, C):
     inputs = [
         (torch.rand(B, M, 3, device=device), torch.rand(B, N, 3, device=device), torch.rand(B, N, C, device=device))
         for _ in range(3)
     ]
-    candidates = {
-        "jointmae": ops.knn_interpolate,
-        "reference": lambda queries, points, features: reference.knn_interpolate(queries, points, features, 3, None),
-        "torch cdist+topk": _cdist_topk,
-    }
+    candidates = {"jointmae": ops.knn_interpolate, "torch cdist+topk": _cdist_topk}
+    if not quick:
+        candidates["reference"] = lambda queries, points, features: reference.knn_interpolate(
+            queries, points, features, 3, None
+        )
 
     def check(result: Tensor, ours: Tensor) -> None:
-        torch.testing.assert_close(result, ours, rtol=1e-2, atol=1e-2)  # cdist works by x^2 + y^2 - 2xy
+        wrong = (result - ours).abs() > 1e-2
+        assert (
+            wrong.float().mean() < 1e-3
+        )  # cdist works by x^2 + y^2 - 2xy: for a few queries it takes other neighbours
 
     compare(
         f"knn_interpolate B{B} {M}q/{N} C{C}",

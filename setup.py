@@ -21,6 +21,7 @@ The package works, on the slower PyTorch reference path. To get the kernels, ins
 
 
 def has_cxx_compiler() -> bool:
+    """Whether any C++ compiler is in sight."""
     candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
     return any(shutil.which(name.split()[0]) for name in candidates if name)
 
@@ -28,13 +29,13 @@ def has_cxx_compiler() -> bool:
 class CMakeBuild(build_ext):
     """Configures and builds `csrc/` into the one top-level module `jointmae_native`."""
 
-    def run(self) -> None:
+    def run(self) -> None:  # noqa: D102
         if not has_cxx_compiler():
             print(NO_COMPILER, file=sys.stderr)
             self.extensions = []  # nothing is left to copy or to list
         super().run()
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extension(self, ext: Extension) -> None:  # noqa: D102
         import pybind11
 
         build = Path(self.build_temp).resolve() / "cmake"

@@ -4,9 +4,12 @@
 
 #include <cstdint>
 
+#include "chamfer_distance/chamfer_distance.h"
 #include "common/device.h"
 #include "common/isa.h"
 #include "farthest_point_sample/farthest_point_sample.h"
+#include "group/group.h"
+#include "knn/knn.h"
 #include "project_points/project_points.h"
 
 namespace py = pybind11;
@@ -59,6 +62,97 @@ PYBIND11_MODULE(jointmae_native, m) {
       },
       py::arg("points"), py::arg("lengths"), py::arg("indices"), py::arg("B"), py::arg("N"), py::arg("M"),
       py::arg("start"), py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "knn_cpu",
+      [](Address queries, Address points, Address lengths, Address sq_dists, Address indices, int64_t B, int64_t M,
+         int64_t N, int64_t k, bool float64, int num_threads) {
+        dispatch_cpu(float64, [&](auto level, auto scalar) {
+          using T = decltype(scalar);
+          jointmae::knn_cpu<decltype(level)::value, T>(pointer<const T>(queries), pointer<const T>(points),
+                                                       pointer<const int64_t>(lengths), pointer<T>(sq_dists),
+                                                       pointer<int64_t>(indices), B, M, N, k, num_threads);
+        });
+      },
+      py::arg("queries"), py::arg("points"), py::arg("lengths"), py::arg("sq_dists"), py::arg("indices"), py::arg("B"),
+      py::arg("M"), py::arg("N"), py::arg("k"), py::arg("float64"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "knn_backward_cpu",
+      [](Address grad_sq_dists, Address queries, Address points, Address indices, Address grad_queries,
+         Address grad_points, int64_t B, int64_t M, int64_t N, int64_t k, bool float64, int num_threads) {
+        dispatch_cpu(float64, [&](auto level, auto scalar) {
+          using T = decltype(scalar);
+          jointmae::knn_backward_cpu<decltype(level)::value, T>(
+              pointer<const T>(grad_sq_dists), pointer<const T>(queries), pointer<const T>(points),
+              pointer<const int64_t>(indices), pointer<T>(grad_queries), pointer<T>(grad_points), B, M, N, k,
+              num_threads);
+        });
+      },
+      py::arg("grad_sq_dists"), py::arg("queries"), py::arg("points"), py::arg("indices"), py::arg("grad_queries"),
+      py::arg("grad_points"), py::arg("B"), py::arg("M"), py::arg("N"), py::arg("k"), py::arg("float64"),
+      py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "group_cpu",
+      [](Address features, Address indices, Address out, int64_t B, int64_t N, int64_t R, int64_t row_bytes,
+         int num_threads) {
+        dispatch_isa([&](auto level) {
+          jointmae::group_cpu<decltype(level)::value>(pointer<const void>(features), pointer<const int64_t>(indices),
+                                                      pointer<void>(out), B, N, R, row_bytes, num_threads);
+        });
+      },
+      py::arg("features"), py::arg("indices"), py::arg("out"), py::arg("B"), py::arg("N"), py::arg("R"),
+      py::arg("row_bytes"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "group_backward_cpu",
+      [](Address grad, Address indices, Address grad_features, int64_t B, int64_t N, int64_t R, int64_t C, bool float64,
+         int num_threads) {
+        dispatch_cpu(float64, [&](auto level, auto scalar) {
+          using T = decltype(scalar);
+          jointmae::group_backward_cpu<decltype(level)::value, T>(pointer<const T>(grad),
+                                                                  pointer<const int64_t>(indices),
+                                                                  pointer<T>(grad_features), B, N, R, C, num_threads);
+        });
+      },
+      py::arg("grad"), py::arg("indices"), py::arg("grad_features"), py::arg("B"), py::arg("N"), py::arg("R"),
+      py::arg("C"), py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "chamfer_distance_cpu",
+      [](Address x, Address y, Address lengths_x, Address lengths_y, Address d_xy, Address d_yx, Address index_xy,
+         Address index_yx, int64_t B, int64_t N, int64_t M, bool float64, int num_threads) {
+        dispatch_cpu(float64, [&](auto level, auto scalar) {
+          using T = decltype(scalar);
+          jointmae::chamfer_distance_cpu<decltype(level)::value, T>(
+              pointer<const T>(x), pointer<const T>(y), pointer<const int64_t>(lengths_x),
+              pointer<const int64_t>(lengths_y), pointer<T>(d_xy), pointer<T>(d_yx), pointer<int64_t>(index_xy),
+              pointer<int64_t>(index_yx), B, N, M, num_threads);
+        });
+      },
+      py::arg("x"), py::arg("y"), py::arg("lengths_x"), py::arg("lengths_y"), py::arg("d_xy"), py::arg("d_yx"),
+      py::arg("index_xy"), py::arg("index_yx"), py::arg("B"), py::arg("N"), py::arg("M"), py::arg("float64"),
+      py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "chamfer_distance_backward_cpu",
+      [](Address grad_d_xy, Address grad_d_yx, Address x, Address y, Address lengths_x, Address lengths_y,
+         Address index_xy, Address index_yx, Address grad_x, Address grad_y, int64_t B, int64_t N, int64_t M,
+         bool float64, int num_threads) {
+        dispatch_cpu(float64, [&](auto level, auto scalar) {
+          using T = decltype(scalar);
+          jointmae::chamfer_distance_backward_cpu<decltype(level)::value, T>(
+              pointer<const T>(grad_d_xy), pointer<const T>(grad_d_yx), pointer<const T>(x), pointer<const T>(y),
+              pointer<const int64_t>(lengths_x), pointer<const int64_t>(lengths_y), pointer<const int64_t>(index_xy),
+              pointer<const int64_t>(index_yx), pointer<T>(grad_x), pointer<T>(grad_y), B, N, M, num_threads);
+        });
+      },
+      py::arg("grad_d_xy"), py::arg("grad_d_yx"), py::arg("x"), py::arg("y"), py::arg("lengths_x"),
+      py::arg("lengths_y"), py::arg("index_xy"), py::arg("index_yx"), py::arg("grad_x"), py::arg("grad_y"),
+      py::arg("B"), py::arg("N"), py::arg("M"), py::arg("float64"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
 
   py::class_<jointmae::ProjectSpec>(m, "ProjectSpec")
       .def(py::init([](int64_t B, int64_t V, int64_t N, int64_t H, int64_t W, int64_t radius, int mode, double sigma,

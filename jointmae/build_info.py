@@ -1,4 +1,4 @@
-"""The fingerprint that ties the compiled module to the sources it was built from; used by setup.py, so free of torch."""
+"""The fingerprint that ties the compiled module to its sources; used by setup.py, so free of torch."""
 
 from __future__ import annotations
 

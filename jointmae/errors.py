@@ -1,4 +1,4 @@
-"""What a command can die of, and the exit code each has. Messages are for the user: what, where, got, wanted, what to do."""
+"""What a command can die of, and the exit code each has. Messages say what, where, got, wanted, what to do."""
 
 from __future__ import annotations
 

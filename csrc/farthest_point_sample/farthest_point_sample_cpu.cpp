@@ -1,11 +1,11 @@
-// One thread per cloud; coordinates as three arrays, so that the compiler's vectors run along the points.
-#include "farthest_point_sample/farthest_point_sample.h"
-
+// One thread per cloud.
 #include <algorithm>
 #include <limits>
 
+#include "common/coordinates.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "farthest_point_sample/farthest_point_sample.h"
 
 namespace jointmae {
 namespace {
@@ -14,13 +14,12 @@ constexpr int64_t kBlock = 256;  // points per block: one maximum each, so that 
 
 // Lowers the distance of each point of one block to the new sample's; returns the block's maximum.
 template <Isa isa, typename T>
-T update_block(const T* __restrict__ x, const T* __restrict__ y, const T* __restrict__ z, T* __restrict__ sq_dist,
-               T px, T py, T pz, int64_t count) {
+T update_block(const T* __restrict__ x, const T* __restrict__ y, const T* __restrict__ z, T* __restrict__ sq_dist, T px,
+               T py, T pz, int64_t count) {
   T block_max = 0;
 #pragma omp simd reduction(max : block_max)
   for (int64_t i = 0; i < count; ++i) {
-    const T dx = x[i] - px, dy = y[i] - py, dz = z[i] - pz;
-    const T d = (dx * dx + dy * dy) + dz * dz;
+    const T d = sq_distance<isa>(x[i], y[i], z[i], px, py, pz);
     const T nearest = d < sq_dist[i] ? d : sq_dist[i];
     sq_dist[i] = nearest;
     block_max = nearest > block_max ? nearest : block_max;
@@ -33,12 +32,8 @@ void sample_cloud(const T* points, int64_t* indices, int64_t N, int64_t M, int64
   const int64_t num_blocks = (N + kBlock - 1) / kBlock;
   Scratch<isa, T> coordinates(3 * N), sq_dist(N), block_max(num_blocks);
   T *x = coordinates.get(), *y = x + N, *z = y + N;
-  for (int64_t i = 0; i < N; ++i) {
-    x[i] = points[3 * i];
-    y[i] = points[3 * i + 1];
-    z[i] = points[3 * i + 2];
-    sq_dist[i] = std::numeric_limits<T>::infinity();
-  }
+  split_coordinates<isa>(points, coordinates.get(), N);
+  std::fill(sq_dist.get(), sq_dist.get() + N, std::numeric_limits<T>::infinity());
   int64_t last = start;
   indices[0] = start;
   for (int64_t m = 1; m < M; ++m) {
@@ -46,8 +41,7 @@ void sample_cloud(const T* points, int64_t* indices, int64_t N, int64_t M, int64
     int64_t best = 0;
     for (int64_t block = 0; block < num_blocks; ++block) {
       const int64_t begin = block * kBlock, count = std::min(kBlock, N - begin);
-      block_max[block] =
-          update_block<isa>(x + begin, y + begin, z + begin, sq_dist.get() + begin, px, py, pz, count);
+      block_max[block] = update_block<isa>(x + begin, y + begin, z + begin, sq_dist.get() + begin, px, py, pz, count);
       if (block_max[block] > block_max[best]) best = block;  // strictly: the first block of the maximum stays
     }
     last = best * kBlock;

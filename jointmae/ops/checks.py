@@ -50,7 +50,7 @@ def require_count(op: str, name: str, value: int, limit_name: str, limit: int) -
 
 
 def require_lengths(op: str, name: str, lengths: Tensor | None, points: Tensor) -> None:
-    """`lengths` must be int64 [B] on the device of `points`, or None. Its values are checked in `require_length_values`."""
+    """`lengths` must be int64 [B] on the device of `points`, or None; its values: `require_length_values`."""
     if lengths is None:
         return
     if lengths.dtype != torch.int64:
@@ -82,6 +82,7 @@ def require_finite(op: str, name: str, tensor: Tensor) -> None:
     raise ValueError(f"{op}: {name} must be finite, got {tensor[tuple(row)].item()} at {row}")
 
 
-def as_kernel_input(tensor: Tensor) -> Tensor:
-    """Contiguous, float64 as it is, every other floating-point dtype in float32. Differentiable."""
-    return tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous()
+def as_kernel_input(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Contiguous and of one dtype: float64 where any is, else float32. Differentiable."""
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return tuple(tensor.to(dtype).contiguous() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Farthest point sampling (Eldar et al. 1997; PointNet++, Qi et al. 2017, section 3.2). B clouds, N points, M samples."""
+"""Farthest point sampling (Eldar et al. 1997; Qi et al. 2017, section 3.2). B clouds, N points, M samples."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def farthest_point_sample(points: Tensor, num_samples: int, start: int = 0, leng
     if not 0 <= start < points.shape[1]:
         raise ValueError(f"{_OP}: start must be in [0, N={points.shape[1]}), got {start}")
     require_lengths(_OP, "lengths", lengths, points)
-    indices: Tensor = torch.ops.jointmae.farthest_point_sample(as_kernel_input(points), num_samples, start, lengths)
+    (points,) = as_kernel_input(points)
+    indices: Tensor = torch.ops.jointmae.farthest_point_sample(points, num_samples, start, lengths)
     return indices
 
 

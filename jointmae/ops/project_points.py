@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import reference
-from jointmae.ops.checks import as_kernel_input, require_finite, require_points, require_same, shape_of
+from jointmae.ops.checks import require_finite, require_points, require_same, shape_of
 from jointmae.ops.native import address, kernels
-from jointmae.ops.registry import define, library
+from jointmae.ops.registry import define
 
 _OP = "project_points"
 _MODES = ("zbuffer", "soft", "harmonic")
@@ -79,12 +79,12 @@ def project_points(
     for name, value in (("sigma", sigma), ("temperature", temperature), ("background", background)):
         if not value > 0:
             raise ValueError(f"{_OP}: {name} must be positive, got {value}")
-    points = as_kernel_input(points)
+    dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
     B, V = world_to_cam.shape[:2]
     *outputs, _ = torch.ops.jointmae.project_points(
-        points,
-        world_to_cam.to(points.dtype),
-        intrinsics.to(points.dtype).expand(B, V, 3, 3),
+        points.to(dtype),
+        world_to_cam.to(dtype),
+        intrinsics.to(dtype).expand(B, V, 3, 3),
         height,
         width,
         radius,
@@ -262,6 +262,8 @@ define(
     reference=_reference,
     cpu=_cpu,
     fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
 )
 define(
     "project_points_backward(Tensor? grad_depth, Tensor? grad_coverage, Tensor points, Tensor world_to_cam, "
@@ -271,4 +273,3 @@ define(
     cpu=_backward_cpu,
     fake=_backward_fake,
 )
-torch.library.register_autograd("jointmae::project_points", _backward, setup_context=_setup_context, lib=library)

@@ -23,12 +23,15 @@ def define(
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
     cuda: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
 ) -> None:
     """Registers `torch.ops.jointmae.<name>` for `schema`, "name(Tensor points, ...) -> ...".
 
     `cpu` and `cuda` call the compiled module and are used where it has kernels for the device; everywhere else
     `reference` is, with a warning. `fake` gives the outputs' shapes for tracing. Arguments have passed the checks of
-    the public function. Gradients are registered beside it, with `torch.library.register_autograd`.
+    the public function. `backward(ctx, *grads)` and `setup_context(ctx, inputs, output)` are the gradient, if it has
+    one; they call other registered ops, never the compiled module.
     """
     name = schema[: schema.index("(")]
 
@@ -43,3 +46,5 @@ def define(
     if native.has_cuda and cuda is not None:
         library.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"jointmae::{name}", fake, lib=library)
+    if backward is not None:
+        torch.library.register_autograd(f"jointmae::{name}", backward, setup_context=setup_context, lib=library)

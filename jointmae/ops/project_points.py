@@ -98,6 +98,9 @@ def project_points(
 
 def _require_cameras(points: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> None:
     B = points.shape[0]
+    for name, matrices in (("world_to_cam", world_to_cam), ("intrinsics", intrinsics)):
+        if not matrices.is_floating_point():
+            raise TypeError(f"{_OP}: {name} must be floating point, got {matrices.dtype}")
     if world_to_cam.dim() != 4 or world_to_cam.shape[2:] != (3, 4) or world_to_cam.shape[1] == 0:
         raise ValueError(f"{_OP}: world_to_cam must have shape [B, V, 3, 4] with V >= 1, got {shape_of(world_to_cam)}")
     require_same(_OP, "points", points, "world_to_cam", world_to_cam)

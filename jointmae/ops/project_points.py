@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import reference
-from jointmae.ops.checks import as_kernel_input, require_finite, require_points, require_same, shape_of
+from jointmae.ops.checks import require_finite, require_points, require_same, shape_of
 from jointmae.ops.native import address, kernels
-from jointmae.ops.registry import define, library
+from jointmae.ops.registry import define
 
 _OP = "project_points"
 _MODES = ("zbuffer", "soft", "harmonic")
@@ -79,12 +79,12 @@ def project_points(
     for name, value in (("sigma", sigma), ("temperature", temperature), ("background", background)):
         if not value > 0:
             raise ValueError(f"{_OP}: {name} must be positive, got {value}")
-    (points,) = as_kernel_input(points)
+    dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
     B, V = world_to_cam.shape[:2]
     *outputs, _ = torch.ops.jointmae.project_points(
-        points,
-        world_to_cam.to(points.dtype),
-        intrinsics.to(points.dtype).expand(B, V, 3, 3),
+        points.to(dtype),
+        world_to_cam.to(dtype),
+        intrinsics.to(dtype).expand(B, V, 3, 3),
         height,
         width,
         radius,
@@ -98,6 +98,9 @@ def project_points(
 
 def _require_cameras(points: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> None:
     B = points.shape[0]
+    for name, matrices in (("world_to_cam", world_to_cam), ("intrinsics", intrinsics)):
+        if not matrices.is_floating_point():
+            raise TypeError(f"{_OP}: {name} must be floating point, got {matrices.dtype}")
     if world_to_cam.dim() != 4 or world_to_cam.shape[2:] != (3, 4) or world_to_cam.shape[1] == 0:
         raise ValueError(f"{_OP}: world_to_cam must have shape [B, V, 3, 4] with V >= 1, got {shape_of(world_to_cam)}")
     require_same(_OP, "points", points, "world_to_cam", world_to_cam)
@@ -262,6 +265,8 @@ define(
     reference=_reference,
     cpu=_cpu,
     fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
 )
 define(
     "project_points_backward(Tensor? grad_depth, Tensor? grad_coverage, Tensor points, Tensor world_to_cam, "
@@ -271,4 +276,3 @@ define(
     cpu=_backward_cpu,
     fake=_backward_fake,
 )
-torch.library.register_autograd("jointmae::project_points", _backward, setup_context=_setup_context, lib=library)

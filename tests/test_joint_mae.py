@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from models import batch, furniture, micro_config, micro_model
+from tests.models import batch, furniture, micro_config, micro_model
 from torch import Tensor, nn
 
 from jointmae import ops

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from op_cases import check_same_bits
+from tests.op_cases import check_same_bits
 from torch import Tensor
 
 from jointmae.ops import Alignment, align, local_aligned_attention, reference

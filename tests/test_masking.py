@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from models import batch, furniture, micro_config, micro_model
+from tests.models import batch, furniture, micro_config, micro_model
 
 from jointmae.config import ModelConfig
 from jointmae.model.masking import draw, mask_tokens, random_mask, take, tokens_under, visible_flags

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from op_cases import check_concurrent, check_fork, check_same_bits, equal, isa_levels
+from tests.op_cases import check_concurrent, check_fork, check_same_bits, equal, isa_levels
 from torch import Tensor
 
 from jointmae.ops import Projection, project_points, reference

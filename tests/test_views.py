@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from models import furniture, micro_config
+from tests.models import furniture, micro_config
 
 from jointmae.config import ModelConfig
 from jointmae.model.masking import draw

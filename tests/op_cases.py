@@ -27,7 +27,7 @@ def clouds(
     if kind == "integer":
         points = (points * 2).round()  # few values, so many ties
     elif kind == "duplicates":
-        points[:, N // 2 :] = points[:, : N - N // 2]
+        points[:, (N + 1) // 2 :] = points[:, : N // 2].clone()
     elif kind == "equal":
         points[:] = 0.3
     elif kind == "huge":

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jointmae.ops.native import address, kernels
+
 _check_finite_on_gpu = False
 
 
@@ -23,12 +25,22 @@ def shape_of(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
+def require_tensor(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be one."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+
+
+def require_floating(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be a floating-point tensor."""
+    require_tensor(op, name, tensor)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}; call .float() on it")
+
+
 def require_points(op: str, name: str, points: Tensor) -> None:
     """`points` must be a floating-point tensor [B, N, 3] with N >= 1."""
-    if not isinstance(points, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(points).__name__}")
-    if not points.is_floating_point():
-        raise TypeError(f"{op}: {name} must be floating point, got {points.dtype}; call .float() on it")
+    require_floating(op, name, points)
     if points.dim() != 3 or points.shape[-1] != 3:
         raise ValueError(f"{op}: {name} must have shape [B, N, 3], got {shape_of(points)}")
     if points.shape[1] == 0:
@@ -53,6 +65,7 @@ def require_lengths(op: str, name: str, lengths: Tensor | None, points: Tensor) 
     """`lengths` must be int64 [B] on the device of `points`, or None; its values: `require_length_values`."""
     if lengths is None:
         return
+    require_tensor(op, name, lengths)
     if lengths.dtype != torch.int64:
         raise TypeError(f"{op}: {name} must be int64, got {lengths.dtype}")
     if lengths.shape != points.shape[:1]:
@@ -76,10 +89,22 @@ def require_finite(op: str, name: str, tensor: Tensor) -> None:
     """No NaN and no infinity; names the first bad row. Skipped off the CPU unless `check_finite(True)`."""
     if tensor.device.type != "cpu" and not _check_finite_on_gpu:
         return
-    if torch.isfinite(tensor).all():
+    if _all_finite(tensor):
         return
     row = torch.isfinite(tensor).logical_not().nonzero()[0].tolist()
     raise ValueError(f"{op}: {name} must be finite, got {tensor[tuple(row)].item()} at {row}")
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """By our own kernel where there is one.
+
+    After a parallel op of torch's its idle threads spin for milliseconds, in the way of the threads of ours.
+    """
+    native_dtype = tensor.dtype in (torch.float32, torch.float64)
+    if kernels is None or tensor.device.type != "cpu" or not native_dtype or not tensor.is_contiguous():
+        return bool(torch.isfinite(tensor).all())
+    float64 = tensor.dtype == torch.float64
+    return bool(kernels.all_finite(address(tensor), tensor.numel(), float64, torch.get_num_threads()))
 
 
 def as_kernel_input(*tensors: Tensor) -> tuple[Tensor, ...]:

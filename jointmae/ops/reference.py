@@ -101,7 +101,9 @@ def chamfer_distance(
     if not parts:
         return x.new_empty(0, N), x.new_empty(0, M), real_x.new_empty(0, N).long(), real_y.new_empty(0, M).long()
     d_xy, index_xy, d_yx, index_yx = (torch.cat(part) for part in zip(*parts, strict=True))
-    return d_xy * real_x, d_yx * real_y, index_xy * real_x, index_yx * real_y
+    d_xy, index_xy = torch.where(real_x, d_xy, 0), torch.where(real_x, index_xy, 0)
+    d_yx, index_yx = torch.where(real_y, d_yx, 0), torch.where(real_y, index_yx, 0)
+    return d_xy, d_yx, index_xy, index_yx
 
 
 def chamfer_distance_backward(
@@ -115,8 +117,8 @@ def chamfer_distance_backward(
     index_yx: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of `chamfer_distance`'s distances with respect to x and y."""
-    grad_d_xy = grad_d_xy * _real_points(x, lengths_x)
-    grad_d_yx = grad_d_yx * _real_points(y, lengths_y)
+    grad_d_xy = torch.where(_real_points(x, lengths_x), grad_d_xy, 0)
+    grad_d_yx = torch.where(_real_points(y, lengths_y), grad_d_yx, 0)
     grad_x, back_to_y = knn_backward(grad_d_xy[..., None], x, y, index_xy[..., None])
     grad_y, back_to_x = knn_backward(grad_d_yx[..., None], y, x, index_yx[..., None])
     return grad_x + back_to_x, grad_y + back_to_y

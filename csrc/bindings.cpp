@@ -48,15 +48,15 @@ PYBIND11_MODULE(jointmae_native, m) {
 #else
   m.attr("built_with_cuda") = false;
 #endif
+  m.def("isa", [] { return jointmae::isa_name(jointmae::run_isa()); });
   m.def(
-      "all_finite_cpu",
+      "all_finite",
       [](Address values, int64_t count, bool float64, int num_threads) {
         return float64 ? jointmae::all_finite(pointer<const double>(values), count, num_threads)
                        : jointmae::all_finite(pointer<const float>(values), count, num_threads);
       },
       py::arg("values"), py::arg("count"), py::arg("float64"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
-  m.def("isa", [] { return jointmae::isa_name(jointmae::run_isa()); });
 
   m.def(
       "farthest_point_sample_cpu",
@@ -190,17 +190,19 @@ PYBIND11_MODULE(jointmae_native, m) {
   m.def(
       "project_points_backward_cpu",
       [](Address grad_depth, Address grad_coverage, Address points, Address world_to_cam, Address intrinsics,
-         Address depth, Address index, Address weight_sum, Address grad_views, const jointmae::ProjectSpec& spec,
-         bool float64, int num_threads) {
+         Address depth, Address index, Address weight_sum, Address grad_views, Address grad_points,
+         const jointmae::ProjectSpec& spec, bool float64, int num_threads) {
         dispatch_cpu(float64, [&](auto level, auto scalar) {
           using T = decltype(scalar);
           jointmae::project_points_backward_cpu<decltype(level)::value, T>(
               pointer<const T>(grad_depth), pointer<const T>(grad_coverage), pointer<const T>(points),
               pointer<const T>(world_to_cam), pointer<const T>(intrinsics), pointer<const T>(depth),
-              pointer<const int32_t>(index), pointer<const T>(weight_sum), pointer<T>(grad_views), spec, num_threads);
+              pointer<const int32_t>(index), pointer<const T>(weight_sum), pointer<T>(grad_views),
+              pointer<T>(grad_points), spec, num_threads);
         });
       },
       py::arg("grad_depth"), py::arg("grad_coverage"), py::arg("points"), py::arg("world_to_cam"),
       py::arg("intrinsics"), py::arg("depth"), py::arg("index"), py::arg("weight_sum"), py::arg("grad_views"),
-      py::arg("spec"), py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("grad_points"), py::arg("spec"), py::arg("float64"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
 }

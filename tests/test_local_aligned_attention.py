@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from tests.op_cases import check_same_bits
 from torch import Tensor
 
 from jointmae.ops import Alignment, align, local_aligned_attention, reference
+from tests.op_cases import check_same_bits
 
 SCHEMES = list(itertools.product(("local", "global"), repeat=2))
 LOCAL = ("local", "local")

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.op_cases import check_concurrent, check_fork, check_same_bits, equal, isa_levels
 from torch import Tensor
 
 from jointmae.ops import Projection, project_points, reference
+from tests.op_cases import check_concurrent, check_fork, check_same_bits, equal, isa_levels
 
 MODES = ("zbuffer", "soft", "harmonic")
 IDENTITY = torch.eye(4)[:3].view(1, 1, 3, 4)

@@ -255,25 +255,49 @@ int64_t view_grain(int64_t num_views, int num_threads) {
   return std::max<int64_t>(1, num_views / (4 * std::max(num_threads, 1)));
 }
 
+// The z-buffer of points of one pixel needs no canvas: it is drawn where it ends up.
+template <Isa isa, typename T>
+void draw_single_pixels(const Projected<isa, T>& view, const ProjectSpec& spec, const Image<T>& image) {
+  const int64_t num_pixels = spec.H * spec.W;
+  fill<isa>(image.depth, T(0), num_pixels);
+  fill<isa>(image.coverage, T(0), num_pixels);
+  fill<isa>(image.index, int32_t{-1}, num_pixels);
+  for (int64_t n = 0; n < spec.N; ++n) {
+    if (view.px[n] < 0) continue;
+    const int64_t p = view.py[n] * spec.W + view.px[n];
+    const T z = view.z[n], nearest = image.depth[p];
+    if (nearest > 0 && z >= nearest) continue;  // 0 is empty: no drawn z is
+    image.depth[p] = z;
+    image.coverage[p] = T(1);
+    image.index[p] = static_cast<int32_t>(n);
+  }
+}
+
 template <Isa isa, int64_t L, ProjectMode mode, typename T>
 void draw_views(const T* points, const T* world_to_cam, const T* intrinsics, T* depth, int32_t* index, T* coverage,
                 int32_t* pixels, int64_t* dropped, T* weight_sum, const ProjectSpec& spec, int64_t begin, int64_t end) {
   constexpr bool kSums = mode != ProjectMode::zbuffer;
+  constexpr bool kDirect = L == 1 && !kSums;
   const int64_t N = spec.N, num_pixels = spec.H * spec.W;
   const CanvasShape canvas = CanvasShape::of<isa>(spec, L);
+  const int64_t size = kDirect ? 0 : canvas.size;
   Projected<isa, T> view(N);
   Footprint<isa, L, T> footprint(canvas);
-  Scratch<isa, T> z_min(canvas.size), weights(kSums ? canvas.size : 0), sums(kSums ? canvas.size : 0);
-  Scratch<isa, int32_t> nearest(canvas.size);
+  Scratch<isa, T> z_min(size), weights(kSums ? size : 0), sums(kSums ? size : 0);
+  Scratch<isa, int32_t> nearest(size);
   for (int64_t b = begin; b < end; ++b) {
     dropped[b] = project_view(points + b / spec.V * N * 3, world_to_cam + b * 12, intrinsics + b * 9, spec, view);
     write_pixels(view, pixels + b * N * 2, N);
+    const int64_t at = b * num_pixels;
+    const Image<T> image{depth + at, coverage + at, kSums ? weight_sum + at : nullptr, index + at};
+    if constexpr (kDirect) {
+      draw_single_pixels(view, spec, image);
+      continue;
+    }
     draw_nearest<isa, L>(view, canvas, footprint.wx, N, z_min.get(), nearest.get());
     if constexpr (kSums) {
       accumulate<isa, L, mode>(view, canvas, footprint, spec, z_min.get(), weights.get(), sums.get());
     }
-    const int64_t at = b * num_pixels;
-    const Image<T> image{depth + at, coverage + at, kSums ? weight_sum + at : nullptr, index + at};
     write_image<isa, mode>(spec, canvas, z_min.get(), nearest.get(), weights.get(), sums.get(), image);
   }
 }
@@ -422,6 +446,17 @@ void differentiate_views(const T* grad_depth, const T* grad_coverage, const T* p
   }
 }
 
+// The gradient of one cloud: the sum of its views' shares [V, count], in their order.
+template <Isa isa, typename T>
+void add_views(const T* __restrict__ grad_views, T* __restrict__ grad, int64_t V, int64_t count) {
+  fill<isa>(grad, T(0), count);
+  for (int64_t v = 0; v < V; ++v) {
+    const T* __restrict__ share = grad_views + v * count;
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) grad[i] += share[i];
+  }
+}
+
 template <Isa isa, int64_t L, typename T>
 auto draw_views_in(ProjectMode mode) {
   return mode == ProjectMode::zbuffer ? draw_views<isa, L, ProjectMode::zbuffer, T>
@@ -445,12 +480,16 @@ void project_points_cpu(const T* points, const T* world_to_cam, const T* intrins
 template <Isa isa, typename T>
 void project_points_backward_cpu(const T* grad_depth, const T* grad_coverage, const T* points, const T* world_to_cam,
                                  const T* intrinsics, const T* depth, const int32_t* index, const T* weight_sum,
-                                 T* grad_views, const ProjectSpec& spec, int num_threads) {
+                                 T* grad_views, T* grad_points, const ProjectSpec& spec, int num_threads) {
   const auto differentiate = spec.radius == 0 ? differentiate_views<isa, 1, T> : differentiate_views<isa, kLanes, T>;
   const int64_t num_views = spec.B * spec.V;
   parallel_for(num_views, view_grain<isa>(num_views, num_threads), num_threads, [&](int64_t begin, int64_t end) {
     differentiate(grad_depth, grad_coverage, points, world_to_cam, intrinsics, depth, index, weight_sum, grad_views,
                   spec, begin, end);
+  });
+  const int64_t V = spec.V, count = spec.N * 3;
+  parallel_for(spec.B, view_grain<isa>(spec.B, num_threads), num_threads, [=](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) add_views<isa>(grad_views + b * V * count, grad_points + b * count, V, count);
   });
 }
 
@@ -460,9 +499,9 @@ template void project_points_cpu<kIsa, double>(const double*, const double*, con
                                                int32_t*, int64_t*, double*, const ProjectSpec&, int);
 template void project_points_backward_cpu<kIsa, float>(const float*, const float*, const float*, const float*,
                                                        const float*, const float*, const int32_t*, const float*, float*,
-                                                       const ProjectSpec&, int);
+                                                       float*, const ProjectSpec&, int);
 template void project_points_backward_cpu<kIsa, double>(const double*, const double*, const double*, const double*,
                                                         const double*, const double*, const int32_t*, const double*,
-                                                        double*, const ProjectSpec&, int);
+                                                        double*, double*, const ProjectSpec&, int);
 
 }  // namespace jointmae

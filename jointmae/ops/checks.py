@@ -96,11 +96,15 @@ def require_finite(op: str, name: str, tensor: Tensor) -> None:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    in_kernels = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-    if kernels is None or not in_kernels or not tensor.is_contiguous():
+    """By our own kernel where there is one.
+
+    After a parallel op of torch's its idle threads spin for milliseconds, in the way of the threads of ours.
+    """
+    native_dtype = tensor.dtype in (torch.float32, torch.float64)
+    if kernels is None or tensor.device.type != "cpu" or not native_dtype or not tensor.is_contiguous():
         return bool(torch.isfinite(tensor).all())
     float64 = tensor.dtype == torch.float64
-    return bool(kernels.all_finite_cpu(address(tensor), tensor.numel(), float64, torch.get_num_threads()))
+    return bool(kernels.all_finite(address(tensor), tensor.numel(), float64, torch.get_num_threads()))
 
 
 def as_kernel_input(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -160,7 +160,8 @@ class TrainConfig:
     min_lr: float = 1e-6
     weight_decay: float = 0.05
     """On weights of two or more dimensions; none on biases, norms and tokens."""
-    warmup_epochs: int = 10
+    warmup_epochs: float = 10
+    """Linear warm-up of the learning rate; fractions of an epoch count."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float = 0.0
     """Largest norm of the gradient (0: no clipping)."""

@@ -144,7 +144,7 @@ class TrainConfig:
     preset: str = "tiny"
     """Size of the model: tiny (a laptop CPU), small, or paper."""
     recipe: str = "best"
-    """Choices of the method: best (ours), paper (the paper's words and the family's habits), 3d-only (no depth maps)."""
+    """Choices of the method: best (ours), paper (the paper's words, the family's habits), 3d-only (no depth maps)."""
     data: tuple[str, ...] = ("furniture",)
     """What to train on: "furniture" (ships with the package), or paths of .h5 files; several are joined."""
     splits: tuple[str, ...] = ("train", "extra")
@@ -199,4 +199,5 @@ def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"unknown model fields {unknown}: written by a newer jointmae?")
-    return ModelConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return ModelConfig(**fields)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from tests.models import batch, furniture, micro_config, micro_model
 
 from jointmae.config import ModelConfig
 from jointmae.model.masking import draw, mask_tokens, random_mask, take, tokens_under, visible_flags
+from tests.models import batch, furniture, micro_config, micro_model
 
 
 def test_numbers_of_visible_tokens_are_the_papers():

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tests.models import furniture, micro_config
 
 from jointmae.config import ModelConfig
 from jointmae.model.masking import draw
@@ -21,6 +20,7 @@ from jointmae.model.projection import (
     smooth,
     world_to_cam,
 )
+from tests.models import furniture, micro_config
 
 UP = torch.tensor([[0.0, 1, 0], [0, 0, 1], [0, -1, 0], [1, 0, 0]])
 
@@ -42,10 +42,11 @@ def test_cameras_are_rigid_and_look_at_the_origin():
 def test_up_points_up_in_the_image_and_elevation_lifts_the_camera():
     view = View(torch.zeros(4), torch.full((4,), 0.3 * math.pi))
     camera = world_to_cam(ModelConfig(), view, UP, 1)[:, 0]
+    # seen from above, the tip of the up axis is nearer than the origin
     up_in_camera = (camera[:, :, :3] @ UP[..., None])[..., 0]  # x right, y down, z forward
     assert up_in_camera[:, 0].abs().max() < 1e-6
     torch.testing.assert_close(up_in_camera[:, 1], torch.full((4,), -math.cos(0.3 * math.pi)))
-    torch.testing.assert_close(up_in_camera[:, 2], torch.full((4,), -math.sin(0.3 * math.pi)))  # nearer, seen from above
+    torch.testing.assert_close(up_in_camera[:, 2], torch.full((4,), -math.sin(0.3 * math.pi)))
 
 
 def test_views_turn_by_equal_angles_about_the_up_axis():

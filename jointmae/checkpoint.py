@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from jointmae.errors import CheckpointError
+from jointmae.errors import CheckpointError, DiskError
 from jointmae.files import disk_errors, sync_folder, to_json, write_atomically
 
 Tensors = dict[str, Tensor]
@@ -48,25 +49,38 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     manifest = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     with disk_errors(final):
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, data in contents.items():
-            write_atomically(temporary / name, data)
-        write_atomically(temporary / "manifest.json", to_json(manifest))
-        if final.exists():  # the same step again, after a resume from an older one: the same bytes
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        sync_folder(folder)
+        try:
+            temporary.mkdir(parents=True)
+            for name, data in contents.items():
+                write_atomically(temporary / name, data)
+            write_atomically(temporary / "manifest.json", to_json(manifest))
+            _discard(final)
+            os.rename(temporary, final)
+            sync_folder(folder)
+        except (OSError, DiskError):
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     return final
+
+
+def _discard(path: Path) -> None:
+    """Deletes a checkpoint, if there is one; at no moment does half of it pass for one."""
+    doomed = path.with_name(path.name + ".old.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if path.exists():
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def load(path: Path) -> Checkpoint:
     """The checkpoint in `path` (a step-N folder), every file verified. Raises CheckpointError naming the bad file."""
     data = _verified_files(path)
-    state = json.loads(data["state.json"])
-    step = state.pop("step")
-    return Checkpoint(
-        step, safetensors.torch.load(data["model.safetensors"]), safetensors.torch.load(data["optimizer.safetensors"]), state
-    )
+    try:
+        model, optimizer = (safetensors.torch.load(data[name]) for name in _FILES[:2])
+        state = json.loads(data["state.json"])
+        return Checkpoint(int(state.pop("step")), model, optimizer, state)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: written by another program or version ({error})") from error
 
 
 def _verified_files(path: Path) -> dict[str, bytes]:
@@ -74,7 +88,7 @@ def _verified_files(path: Path) -> dict[str, bytes]:
         manifest = json.loads((path / "manifest.json").read_bytes())
         data = {name: (path / name).read_bytes() for name in _FILES}
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a complete checkpoint ({error})") from error
+        raise CheckpointError(f"{path}: not a complete checkpoint, wanted a step-N folder ({error})") from error
     for name, content in data.items():
         if not isinstance(manifest, dict) or manifest.get(name) != hashlib.sha256(content).hexdigest():
             raise CheckpointError(f"{path / name}: damaged (its SHA-256 is not the one in manifest.json)")
@@ -102,13 +116,17 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def rotate(folder: Path, keep: set[int], newest: int = 2) -> None:
     """Deletes all but the newest checkpoints and those in `keep`, and what crashes left half written."""
-    if not folder.is_dir():
-        return
     wanted = set(steps(folder)[:newest]) | keep
     with disk_errors(folder):
         for step in set(steps(folder)) - wanted:
-            doomed = folder / f"step-{step}.tmp"  # a half-deleted folder must not pass for a checkpoint
-            shutil.rmtree(doomed, ignore_errors=True)
-            os.rename(folder / f"step-{step}", doomed)
+            _discard(folder / f"step-{step}")
         for leftover in folder.glob("step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Deletes checkpoints past `step`: damaged ones, or those of a future that a run has gone back from."""
+    with disk_errors(folder):
+        for later in steps(folder):
+            if later > step:
+                _discard(folder / f"step-{later}")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import os
 import re
 import sys
@@ -24,13 +25,16 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except JointMAEError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130
-    sys.stdout.flush()
+    except BrokenPipeError:  # the reader has left, as in `| head`; what Python still holds for it must go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     sys.exit(code)
 
 
@@ -53,7 +57,7 @@ def parse(default: Config, argv: Sequence[str], command: str, description: str) 
                 args=argv,
                 prog=f"python -m {command}",
                 description=description,
-                config=(tyro.conf.OmitArgPrefixes,),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
             )
             return config
     except SystemExit as stop:
@@ -97,8 +101,14 @@ def _require_known_options(config: object, argv: Sequence[str], command: str) ->
 
 
 def _plain(text: str) -> str:
-    """What tyro says, without colours, boxes, titles and hints, in at most three lines."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", text)
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    said = [line for line in lines if line and "helptext" not in line and not re.fullmatch(r"[A-Z][a-z]+( [a-z]+)*", line)]
-    return "\n".join(said[:3])
+    """What tyro says in its box, without colours, frame, title and help text, as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", text)
+    _title, *lines = (line.strip() for line in text.splitlines() if line.strip())
+    said = list(itertools.takewhile(lambda line: set(line) != {"─"}, lines))
+    message = " ".join(said).removeprefix("Error parsing ")
+    message = message.replace(": invalid literal for int() with base 10:", " must be an integer, got")
+    message = message.replace(": could not convert string to float:", " must be a number, got")
+    option, stray = "Unrecognized options:", message.removeprefix("Unrecognized options:").strip()
+    if message.startswith(option):
+        return f"unexpected argument: {stray or repr('')}. Options start with --, as in --data FILE.h5"
+    return message

@@ -76,8 +76,11 @@ class ModelConfig:
 
     # Joint encoder (D 13, 22, 23)
     num_layers: int = 12
+    """Blocks of the joint encoder."""
     num_heads: int = 6
+    """Attention heads of every block, a divisor of the width."""
     mlp_ratio: float = 4.0
+    """Hidden width of an MLP over C."""
     drop_path: float = 0.1
     """Drop-path rate of the last block; it grows linearly from 0."""
     attention_2d_to_3d: Scope = "local"
@@ -89,6 +92,7 @@ class ModelConfig:
     position_every_block: bool = True
     """Add positions before every block, not only before the first."""
     position_2d: Literal["sincos", "learned"] = "sincos"
+    """Positions of 2D tokens: fixed, or learned from the same start."""
 
     # Decoders (D 14, 23, 24)
     num_decoder_layers: int = 2
@@ -96,7 +100,9 @@ class ModelConfig:
     shared_decoder: bool = True
     """False: the specific decoders read the encoder directly (table 7)."""
     decoder_attention: Scope = "global"
+    """Attention of the shared decoder between modalities."""
     modality_token_in_decoder: bool = False
+    """Add the modality tokens again before the decoders."""
 
     # Losses (D 15-20)
     num_target_neighbors: int = 32
@@ -112,8 +118,11 @@ class ModelConfig:
     cross_target: Literal["groups", "points"] = "groups"
     """Target of L_3D-2D: the input's own groups (a perfect prediction costs 0), or all its points."""
     loss_weight_3d: float = 1.0
+    """Weight of L_3D, the Chamfer distance of hidden groups."""
     loss_weight_2d: float = 1.0
+    """Weight of L_2D, the squared error of hidden patches."""
     loss_weight_cross: float = 1.0
+    """Weight of L_3D-2D, the squared error of the rendered prediction."""
 
     @property
     def embed_dim(self) -> int:
@@ -152,21 +161,27 @@ class TrainConfig:
     out: str = ""
     """The run's folder; empty: runs/<preset>-<data>-<seed>."""
     epochs: int = 300
+    """Passes over the data; the learning rate reaches its lowest at the last."""
     max_steps: int = 0
     """Stop early after so many steps (0: never); the schedule stays that of `epochs`."""
     batch_size: int = 128
+    """Clouds of one step; no more than there are."""
     lr: float = 1e-3
     """Peak learning rate, for any batch size."""
     min_lr: float = 1e-6
+    """Learning rate before the warm-up and at the end."""
     weight_decay: float = 0.05
     """On weights of two or more dimensions; none on biases, norms and tokens."""
     warmup_epochs: float = 10
     """Linear warm-up of the learning rate; fractions of an epoch count."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's moments."""
     clip_grad: float = 0.0
     """Largest norm of the gradient (0: no clipping)."""
     augment: Literal["scale+shift", "none"] = "scale+shift"
+    """Random scale and shift of every cloud, or the clouds as they are."""
     seed: int = 0
+    """Of the initial weights and of every random choice."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... ; auto takes a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -176,7 +191,7 @@ class TrainConfig:
     threads: int = 0
     """CPU threads (0: torch's choice)."""
     resume: str = "auto"
-    """auto: go on with an unfinished run of this config; never: refuse to; or the path of a checkpoint."""
+    """auto: go on with an unfinished run of this config; never: refuse to; or the step-N folder to start from."""
     dry_run: bool = False
     """Print what would be trained and where, and stop."""
     evaluate: bool = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 import torch
 
-from jointmae.errors import UsageError
+from jointmae.errors import OutOfMemoryError, UsageError
 
 
 def choose_device(name: str) -> torch.device:
@@ -15,9 +17,10 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].partition(" device type at start")[0]
+        raise UsageError(f"--device {name} cannot be used: {reason}") from error
     return device
 
 
@@ -31,6 +34,18 @@ def memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """PyTorch's CPU allocator has no exception class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Also of PyTorch's CPU allocator, which has no exception class of its own, and of our compiled module."""
+    says_so = any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and says_so)
+
+
+@contextlib.contextmanager
+def out_of_memory_errors(where: str, advice: str) -> Iterator[None]:
+    """Turns what a device says when its memory is full into an OutOfMemoryError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"out of memory {where}. {advice}") from error

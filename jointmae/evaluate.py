@@ -14,7 +14,7 @@ from jointmae.files import to_json, write_atomically
 from jointmae.model import JointMAE, Reconstruction
 from jointmae.model.losses import best_constant_patch
 from jointmae.model.masking import draw, take
-from jointmae.probe import ProbeResult, linear_probe, table
+from jointmae.probe import ProbeResult, can_probe, linear_probe, table
 from jointmae.run_folder import RunFolder
 
 _MAX_CLOUDS = 256  # held-out clouds of the reconstruction figures
@@ -71,11 +71,11 @@ def held_out_clouds(config: TrainConfig, clouds: PointClouds) -> PointClouds:
 
 
 def _probe(name: str, model: JointMAE, seed: int) -> ProbePair | None:
-    """None where the set has no labels to probe with."""
+    """None where the set has too few labels to probe with."""
     if not {"train", "test"} <= set(splits_of(name)):
         return None
     train, test = load(name, ("train",)), load(name, ("test",))
-    if len(train.labelled()) == 0 or len(test.labelled()) == 0:
+    if not can_probe(train, test):
         return None
     untrained = JointMAE(model.config, seed=seed).to(model.modality_3d.device).eval()
     return ProbePair(train.title, linear_probe(model, train, test), linear_probe(untrained, train, test))

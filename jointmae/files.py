@@ -19,14 +19,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DiskError(f"cannot write {path}: {reason}. Free space or choose another folder with --out.") from error
+        raise DiskError(f"cannot write {path}: {reason}. Make room, or choose another place to write to.") from error
 
 
 def make_folder(path: Path) -> None:
     """Makes `path` and its parents. Raises DiskError if it cannot be made or written to."""
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
+        probe = path / "writable.tmp"
         probe.touch()
         probe.unlink()
 
@@ -36,12 +36,17 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path):
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()  # half a file must not fill up what is left of the disk
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jointmae import cli
 from jointmae.config import to_dict
-from jointmae.errors import CheckpointError, DataError, UsageError
+from jointmae.errors import CheckpointError, DataError, DiskError, UsageError
 
 if TYPE_CHECKING:
     from jointmae.model import JointMAE
@@ -45,18 +45,16 @@ class LinearSVMConfig:
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     config = cli.parse(LinearSVMConfig(), argv, "jointmae.linear_svm", DESCRIPTION)
-    if not config.checkpoint:
-        raise UsageError('--checkpoint is missing: give a run\'s folder, a model.safetensors, or "random"')
+    require_valid(config)
     from jointmae import data  # here and below, so that --help does not wait for torch
-    from jointmae.probe import linear_probe, table
+    from jointmae.probe import ENOUGH_LABELS, can_probe, linear_probe, table
 
     model = load_encoder(config)
     train, test = data.load(config.data, ("train",)), data.load(config.data, ("test",))
     print(f"{config.checkpoint} on {train.describe()}; test {len(test):,}", flush=True)
-    try:
-        results = linear_probe(model, train, test)
-    except ValueError as error:
-        raise DataError(config.data, "labels", str(error)) from error
+    if not can_probe(train, test):
+        raise DataError(config.data, "labels", f"got too few, wanted {ENOUGH_LABELS}")
+    results = linear_probe(model, train, test)
     print(table(results))
     if config.json:
         from jointmae.files import to_json, write_atomically
@@ -74,6 +72,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def require_valid(config: LinearSVMConfig) -> None:
+    """Raises UsageError for an option that cannot be meant, DiskError if --json has nowhere to go."""
+    if not config.checkpoint:
+        raise UsageError('--checkpoint is missing: give a run\'s folder, a model.safetensors, or "random"')
+    if config.threads < 0:
+        raise UsageError(f"--threads must be at least 0 (0: torch's choice), got {config.threads}")
+    if not 0 <= config.seed < 2**63:
+        raise UsageError(f"--seed must be at least 0 and below 2^63, got {config.seed}")
+    json = Path(config.json)
+    if config.json and (json.is_dir() or not json.parent.is_dir()):  # said before the work, not after it
+        what = "it is a folder" if json.is_dir() else f"there is no folder {json.parent}: make it first"
+        raise DiskError(f"--json {json} cannot be written: {what}")
+
+
 def load_encoder(config: LinearSVMConfig) -> JointMAE:
     """The encoder that `config` names, on its device, in evaluation mode."""
     import torch
@@ -88,7 +100,9 @@ def load_encoder(config: LinearSVMConfig) -> JointMAE:
     if config.checkpoint == "random":
         return JointMAE(train_config(config.preset, config.recipe).model, seed=config.seed).to(device).eval()
     if not Path(config.checkpoint).exists():
-        raise CheckpointError(f'{config.checkpoint}: no such run. Wanted: a run\'s folder, a model.safetensors, or "random".')
+        raise CheckpointError(
+            f'{config.checkpoint}: no such run. Wanted: a run\'s folder, a model.safetensors, or "random".'
+        )
     return JointMAE.from_pretrained(config.checkpoint).to(device)
 
 

@@ -34,7 +34,8 @@ class Snapshot:
         return (
             f"epoch {self.epoch + 1}/{self.num_epochs}  step {self.step}/{self.num_steps}  "
             f"L_3D {self.loss_3d:.4f}  L_2D {self.loss_2d:.4f}  L_3D-2D {self.loss_cross:.4f}  lr {self.lr:.1e}  "
-            f"{self.clouds_per_second:.0f} clouds/s  {self.memory_bytes / 2**30:.1f} GiB  ETA {duration(self.seconds_left)}"
+            f"{self.clouds_per_second:.0f} clouds/s  {self.memory_bytes / 2**30:.1f} GiB  "
+            f"ETA {duration(self.seconds_left)}"
         )
 
     @property

@@ -1,26 +1,31 @@
 """The folder of one training run: what is in it, whose it is, and how it is continued.
 
-    config.json      what is trained               metrics.jsonl    losses by step: config, data and seed decide every byte
-    env.json         on which machine              timings.jsonl    speed and memory by step
-    status.json      for people and schedulers     checkpoints/     the newest two and the best
-    model.safetensors, report.html, README.md      at the end
+config.json      what is trained               metrics.jsonl    losses by step: config, data and seed decide every byte
+env.json         on which machine              timings.jsonl    speed and memory by step
+status.json      for people and schedulers     checkpoints/     the newest two and the best
+model.safetensors, report.html, README.md      at the end
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import platform
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 from jointmae import __version__
+from jointmae.build_info import ROOT
 from jointmae.config import RESUMABLE_CHANGES, TrainConfig, to_dict
 from jointmae.errors import CheckpointError, UsageError
-from jointmae.files import disk_errors, make_folder, to_json, write_atomically
+from jointmae.files import disk_errors, make_folder, sync_folder, to_json, write_atomically
 
 _MAY_GROW = ("epochs", "max_steps")
 
@@ -33,34 +38,49 @@ def default_folder(config: TrainConfig) -> Path:
 
 
 class RunFolder:
-    """Opens the folder of a run, new or to be continued, and writes its files."""
+    """The folder of a run, new or to be continued, and its files. Nothing is written before `begin`."""
 
     def __init__(self, path: Path, config: TrainConfig, data_sha256: str) -> None:
-        """Raises UsageError if the folder holds another run, DiskError if it cannot be written."""
+        """Raises UsageError if the folder holds another run or other files."""
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._files: dict[str, IO[str]] = {}
+        self._lock: int | None = None
         self._config = {**to_dict(config), "data_sha256": data_sha256}
-        make_folder(path)
-        if (path / "config.json").exists():
+        with disk_errors(path):
+            entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        if "config.json" in entries:
             _require_same_run(path, _read_json(path / "config.json"), self._config)
-        elif strangers := sorted(entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")):
+        elif strangers := [name for name in entries if not name.endswith(".tmp")]:
             found = ", ".join(strangers[:3])
             raise UsageError(f"--out {path} is not empty and holds no run (found {found}). Choose another folder.")
 
     def begin(self) -> None:
-        """Writes what is run, and where."""
+        """Takes the folder for this process, writes what is run, and where.
+
+        Raises DiskError if it cannot be written, UsageError if another process trains in it.
+        """
+        make_folder(self.path)
+        self._lock = _lock_folder(self.path)
         write_atomically(self.path / "config.json", to_json(self._config))
         write_atomically(self.path / "env.json", to_json(environment()))
 
     def status(self) -> dict[str, Any]:
-        """What status.json says; empty before the first checkpoint."""
-        file = self.path / "status.json"
-        return _read_json(file) if file.exists() else {}
+        """What status.json says; empty before the first, and where it cannot be read."""
+        try:
+            return _read_json(self.path / "status.json")
+        except CheckpointError:
+            return {}
 
-    def write_status(self, state: str, step: int, **more: Any) -> None:
-        """`state` is running, stopped, failed or finished."""
-        write_atomically(self.path / "status.json", to_json({"state": state, "step": step, **more}))
+    def is_finished(self, num_steps: int, evaluated: bool) -> bool:
+        """Whether a run of so many steps is done here, and evaluated if it should be."""
+        status = self.status()
+        done = status.get("state") == "finished" and status.get("step") == num_steps
+        return done and (bool(status.get("evaluated")) or not evaluated) and (self.path / "model.safetensors").exists()
+
+    def write_status(self, state: str, **more: Any) -> None:
+        """`state` is running, stopped, failed or finished; `more` is step, checkpoint, exit_code and the like."""
+        write_atomically(self.path / "status.json", to_json({"state": state, **more}))
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Adds one JSON line to `name`.jsonl."""
@@ -73,17 +93,17 @@ class RunFolder:
 
     def sync(self) -> None:
         """Makes the lines written so far durable: a checkpoint must not be ahead of them."""
-        for name, file in self._files.items():
-            with disk_errors(self.path / f"{name}.jsonl"):
+        with disk_errors(self.path):
+            for file in self._files.values():
                 os.fsync(file.fileno())
+            sync_folder(self.path)
 
     def cut_after(self, step: int) -> None:
-        """Drops lines past `step`, and a last line that a crash left unfinished."""
+        """Drops lines past `step`, and what a crash left that is no line."""
         for name in ("metrics", "timings"):
             file = self.path / f"{name}.jsonl"
             if file.exists():
-                kept = [line for line in file.read_text("utf-8").split("\n")[:-1] if json.loads(line)["step"] <= step]
-                write_atomically(file, "".join(line + "\n" for line in kept))
+                write_atomically(file, b"".join(_lines_until(file.read_bytes(), step)))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl."""
@@ -91,26 +111,63 @@ class RunFolder:
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files and lets go of the folder."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported by `append`; `sync` decides what counts
+                file.close()
         self._files.clear()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _lines_until(content: bytes, step: int) -> Iterator[bytes]:
+    """The leading lines of a .jsonl file that are whole and not past `step`."""
+    for line in content.splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                return
+        except (ValueError, KeyError, TypeError):  # a power cut can leave zeros behind what was made durable
+            return
+        yield line
+
+
+def _lock_folder(path: Path) -> int | None:
+    """Keeps other processes out until it is closed or this process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UsageError(f"another process is training in {path}: wait for it, or choose another --out") from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+    return handle
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}). Choose another --out, or remove the folder.") from error
+        raise CheckpointError(
+            f"{file}: cannot be read ({error}). Choose another --out, or remove the folder."
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: holds no JSON object. Choose another --out, or remove the folder.")
     return value
 
 
 def _require_same_run(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Raises UsageError listing the fields in which two configs differ, but for those that a continuation may change."""
+    """Raises UsageError listing where two configs differ, but for what a continuation may change."""
     differences = []
     flat_mine, flat_theirs = _flat(mine), _flat(theirs)
+    if _same_files(flat_mine, flat_theirs):
+        flat_mine["data"] = flat_theirs["data"]
     for name in sorted(set(flat_mine) | set(flat_theirs)):
         new, old = flat_mine.get(name), flat_theirs.get(name)
         if new == old or name in RESUMABLE_CHANGES or (name in _MAY_GROW and _grew(name, old, new)):
@@ -119,16 +176,28 @@ def _require_same_run(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) 
     if differences:
         shown = "\n  ".join(differences[:3])
         more = f"\n  and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UsageError(f"{path} holds a run of another config; choose another --out, or the same options.\n  {shown}{more}")
+        raise UsageError(
+            f"{path} holds a run of another config; choose another --out, or the same options.\n  {shown}{more}"
+        )
+
+
+def _same_files(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether the data are the same though their paths may not be: a set that was moved is no other set."""
+    counts = [len(config["data"]) if isinstance(config.get("data"), list) else -1 for config in (mine, theirs)]
+    return mine.get("data_sha256") == theirs.get("data_sha256") and counts[0] == counts[1] >= 0
 
 
 def _grew(name: str, old: Any, new: Any) -> bool:
-    endless = name == "max_steps" and new == 0
-    return isinstance(old, int) and isinstance(new, int) and (new > old or endless)
+    if not isinstance(old, int) or not isinstance(new, int):
+        return False
+    endless = math.inf if name == "max_steps" else 0  # --max-steps 0 is no limit
+    return (new or endless) > (old or endless)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    return {**{k: v for k, v in values.items() if k != "model"}, **{f"model.{k}": v for k, v in values["model"].items()}}
+    model = values.get("model")
+    flat_model = {f"model.{name}": value for name, value in model.items()} if isinstance(model, dict) else {}
+    return {**{name: value for name, value in values.items() if name != "model"}, **flat_model}
 
 
 def environment() -> dict[str, Any]:
@@ -141,6 +210,7 @@ def environment() -> dict[str, Any]:
             packages[name] = "not installed as a package"
     return {
         "jointmae": __version__,
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -149,3 +219,14 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, "-dirty" with changes; None for an installed package."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

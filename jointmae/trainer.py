@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import safetensors.torch
@@ -21,17 +20,20 @@ from torch import Tensor
 
 from jointmae import checkpoint, random
 from jointmae.checkpoint import Checkpoint
-from jointmae.config import PATCH_SIZE, ModelConfig, TrainConfig
+from jointmae.config import ModelConfig, TrainConfig
 from jointmae.data import PointClouds, concat, load, scale_and_shift, splits_of
-from jointmae.device import choose_device, is_out_of_memory, memory_bytes
-from jointmae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UsageError
+from jointmae.device import choose_device, memory_bytes, out_of_memory_errors
+from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, UsageError
 from jointmae.files import write_atomically
+from jointmae.limits import require_valid
 from jointmae.model import JointMAE, Reconstruction
 from jointmae.model.masking import Draws, draw
+from jointmae.optimizer import adamw, load_state_tensors, state_tensors
 from jointmae.progress import Progress, Snapshot
 from jointmae.random import Purpose
 from jointmae.run_folder import RunFolder, default_folder
 from jointmae.schedule import Schedule
+from jointmae.signals import Stopped, StopSignals
 
 LOG_STEPS = 10  # a line of metrics.jsonl is a mean over so many steps
 DIAGNOSTIC_STEPS = 100  # gradient norm of each loss, and the spread of features
@@ -46,41 +48,20 @@ def train(config: TrainConfig) -> int:
     device = choose_device(config.device)
     if config.threads > 0:
         torch.set_num_threads(config.threads)
-    clouds = load_training_data(config, device)
+    with out_of_memory_errors("while reading the data", "Train on fewer or smaller files."):
+        clouds = load_training_data(config, device)
     path = Path(config.out) if config.out else default_folder(config)
     schedule = Schedule(config, len(clouds) // min(config.batch_size, len(clouds)))
-    if config.dry_run:
-        print(describe(config, clouds, schedule, path))
-        return 0
     run = RunFolder(path, config, clouds.sha256)
-    if run.status().get("state") == "finished" and run.status()["step"] >= schedule.num_steps:
-        print(f"{path} is finished:\n{run.status().get('result', '')}")
+    if run.is_finished(schedule.num_steps, evaluated=config.evaluate):
+        print(f"finished  {path}\n{run.status().get('result', '')}".rstrip())
         return 0
     print(describe(config, clouds, schedule, path), flush=True)
-    run.begin()
+    if config.dry_run:
+        return 0
     with contextlib.closing(run):
+        run.begin()
         return Trainer(config, clouds, schedule, run, device).run()
-
-
-def require_valid(config: TrainConfig) -> None:
-    """Raises UsageError for values that no run can have."""
-    model = config.model
-    rules = [
-        ("--epochs", config.epochs, "at least 1", config.epochs >= 1),
-        ("--batch-size", config.batch_size, "at least 1", config.batch_size >= 1),
-        ("--max-steps", config.max_steps, "at least 0", config.max_steps >= 0),
-        ("--threads", config.threads, "at least 0", config.threads >= 0),
-        ("--lr", config.lr, "positive", config.lr > 0 and math.isfinite(config.lr)),
-        ("--warmup-epochs", config.warmup_epochs, "at least 0", config.warmup_epochs >= 0),
-        ("--mask-ratio", model.mask_ratio, "above 0 and below 1", 0 < model.mask_ratio < 1),
-        ("--image-size", model.image_size, "a multiple of 16", model.image_size % PATCH_SIZE == 0),
-        ("--num-heads", model.num_heads, f"a divisor of {model.embed_dim}", model.embed_dim % model.num_heads == 0),
-        ("--num-centers", model.num_centers, "fine >= coarse >= 4", model.num_centers[0] >= model.num_centers[1] >= 4),
-        ("--num-points", model.num_points, "at least the fine centres", model.num_points >= model.num_centers[0]),
-    ]
-    for option, value, wanted, holds in rules:
-        if not holds:
-            raise UsageError(f"{option} must be {wanted}, got {value}")
 
 
 def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds:
@@ -97,26 +78,19 @@ def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds
 
 def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path: Path) -> str:
     """What is about to be trained, and where."""
-    model = JointMAE(config.model)
-    parameters = sum(p.numel() for p in model.parameters())
-    return (
-        f"jointmae: {config.preset} ({parameters / 1e6:.2f} M parameters), recipe {config.recipe}\n"
-        f"data      {clouds.describe()}\n"
-        f"schedule  {schedule.num_steps} steps of {min(config.batch_size, len(clouds))} clouds, {config.epochs} epochs\n"
-        f"run       {path}"
-    )
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights of two or more dimensions decay; biases, norms and tokens do not."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    is_token = [name.startswith(("mask_token", "modality")) or name.endswith("depth_position") for name, _ in named]
-    decays = [p.dim() >= 2 and not token for (_, p), token in zip(named, is_token, strict=True)]
-    groups = [(weight_decay, True), (0.0, False)]
-    return [
-        {"params": [p for (_, p), d in zip(named, decays, strict=True) if d == flag], "weight_decay": decay}
-        for decay, flag in groups
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in JointMAE(config.model).parameters())
+    lines = [
+        f"jointmae: {config.preset} ({parameters / 1e6:.2f} M parameters), recipe {config.recipe}",
+        f"data      {clouds.describe()}",
+        f"schedule  {schedule.num_steps} steps of {min(config.batch_size, len(clouds))} clouds, {config.epochs} epochs",
+        f"run       {path}",
     ]
+    if len(clouds) < config.batch_size:
+        lines.append(f"note: only {len(clouds)} clouds, so that is the batch size")
+    if config.warmup_epochs >= config.epochs:
+        lines.append(f"note: the warm-up of {config.warmup_epochs} epochs takes the whole run; see --warmup-epochs")
+    return "\n".join(lines)
 
 
 class Trainer:
@@ -127,9 +101,9 @@ class Trainer:
     ) -> None:
         self.config, self.clouds, self.schedule, self.folder, self.device = config, clouds, schedule, run, device
         self.batch_size = min(config.batch_size, len(clouds))
-        self.model = JointMAE(config.model, seed=config.seed).to(device).train()
-        groups = parameter_groups(self.model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        with self._memory_errors("while building the model"):
+            self.model = JointMAE(config.model, seed=config.seed).to(device).train()
+        self.optimizer = adamw(self.model, config)
         self.forward = self._compiled() if self._wants_compile() else self.model
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -137,8 +111,9 @@ class Trainer:
         self.window: list[list[float]] = []  # the losses of steps that have no line in metrics.jsonl yet
         self.epoch_losses: list[float] = []
         self.best: dict[str, float] = {}  # the epoch with the lowest mean loss
+        self._saved_step = 0  # of the newest checkpoint in the folder
         self._last_checkpoint = time.monotonic()
-        self._window_began = time.monotonic()
+        self._timed_steps, self._timed_from = 0, time.monotonic()  # since the last line
 
     def _wants_compile(self) -> bool:
         return self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
@@ -146,50 +121,78 @@ class Trainer:
     def _compiled(self) -> Any:
         return torch.compile(self.model, fullgraph=True, dynamic=False)
 
+    def _memory_errors(self, where: str) -> contextlib.AbstractContextManager[None]:
+        smaller = f"--batch-size {self.batch_size // 2}" if self.batch_size > 1 else "a smaller --preset"
+        return out_of_memory_errors(
+            f"{where} with batches of {self.batch_size} clouds (peak {memory_bytes(self.device) / 2**30:.1f} GiB)",
+            f"Try {smaller} and another --out.",
+        )
+
     # ---- the run ----
 
     def run(self) -> int:
         """From the newest checkpoint to the last step, then evaluation and report; returns the exit code."""
-        self._resume()
-        with self._failures_recorded(), Progress() as progress, _stop_signals() as stop:
-            self._warn_if_trivial()
-            while self.step < self.schedule.num_steps:
-                self._train_step(progress)
-                if stop:
-                    return self._stopped(stop[0])
-        self._finish()
+        found = self._checkpoint_to_resume()
+        try:
+            with self._failures_recorded(), StopSignals() as signals:
+                self._resume(found)
+                self._train(signals)
+                self._finish()
+        except Stopped as stop:
+            return self._stopped(stop)
         return 0
 
-    def _resume(self) -> None:
-        if self.config.resume not in ("auto", "never"):
-            self._restore(checkpoint.load(Path(self.config.resume)))
-        else:
-            found, complaints = checkpoint.load_newest(self.folder.checkpoints)
-            for complaint in complaints:
-                print(f"warning: {complaint}; trying an older one", flush=True)
-            if found is not None and self.config.resume == "never":
-                raise UsageError(f"{self.folder.path} holds a run and --resume is never: choose another --out")
-            if found is None and complaints:
-                raise CheckpointError(f"{self.folder.checkpoints}: no valid checkpoint left; remove the run to start again")
-            if found is not None:
-                self._restore(found)
-        self.folder.cut_after(self.step)
-        self.folder.write_status("running", self.step)
+    def _train(self, signals: StopSignals) -> None:
+        with signals.deferred(), Progress() as progress:
+            while self.step < self.schedule.num_steps and not signals.wanted:
+                with self._memory_errors(f"at step {self.step}"):
+                    self._train_step(progress)
+            self._save()
 
-    def _restore(self, found: Checkpoint) -> None:
-        self.model.load_state_dict(found.model)
-        self._load_optimizer(found.optimizer)
+    def _checkpoint_to_resume(self) -> Checkpoint | None:
+        """None for a new run. Raises UsageError if --resume forbids it, CheckpointError if all are damaged or gone."""
+        if self.config.resume not in ("auto", "never"):
+            return checkpoint.load(Path(self.config.resume))
+        if self.config.resume == "never" and checkpoint.steps(self.folder.checkpoints):
+            raise UsageError(f"{self.folder.path} holds a run and --resume is never: choose another --out")
+        found, complaints = checkpoint.load_newest(self.folder.checkpoints)
+        for complaint in complaints[:3]:
+            print(f"warning: {complaint}; trying an older checkpoint", file=sys.stderr, flush=True)
+        if found is None and (complaints or self.folder.status().get("checkpoint")):
+            raise CheckpointError(
+                f"{self.folder.checkpoints}: no valid checkpoint left; remove {self.folder.path} to start again"
+            )
+        return found
+
+    def _resume(self, found: Checkpoint | None) -> None:
+        logged = 0
+        if found is not None:
+            logged = self._restore(found)
+            checkpoint.discard_after(self.folder.checkpoints, found.step)
+            print(f"resumed from step {found.step}", flush=True)
+            if self.config.resume == "auto":
+                self._saved_step = found.step
+        self.folder.cut_after(logged)
+        self._write_status("running")
+
+    def _restore(self, found: Checkpoint) -> int:
+        """Takes over all that `found` holds; returns the step of its last line in metrics.jsonl."""
+        try:
+            self.model.load_state_dict(found.model)
+            load_state_tensors(self.optimizer, self.model, found.optimizer)
+            self.window, self.epoch_losses = found.state["window"], found.state["epoch_losses"]
+            self.best, logged = found.state["best"], int(found.state["logged"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"the checkpoint of step {found.step} is of another model ({reason})") from error
         self.step = found.step
-        self.window, self.epoch_losses = found.state["window"], found.state["epoch_losses"]
-        self.best = found.state["best"]
-        print(f"resumed from step {self.step}", flush=True)
+        return logged
 
     def _train_step(self, progress: Progress) -> None:
         epoch, position = divmod(self.step, self.schedule.steps_per_epoch)
         ids = self._batch_ids(epoch, position)
         points, up, draws = self._batch(ids, epoch)
-        with self.autocast:
-            output: Reconstruction = self.forward(points, up, draws)
+        output = self._reconstruct(points, up, draws, ids)
         losses = torch.stack([getattr(output, name) for name in LOSSES]).tolist()
         self._require_finite("loss", losses[0], ids)
         diagnostics = {}
@@ -205,6 +208,16 @@ class Trainer:
         self.epoch_losses.append(losses[0])
         self._after_step(epoch, lr, diagnostics, progress)
 
+    def _reconstruct(self, points: Tensor, up: Tensor, draws: Draws, ids: Tensor) -> Reconstruction:
+        try:
+            with self.autocast:
+                output: Reconstruction = self.forward(points, up, draws)
+        except ValueError as error:  # on a CPU, ops refuse a prediction that is not finite before there is a loss
+            if "must be finite" not in str(error):
+                raise
+            raise self._not_finite("prediction", math.nan, ids) from error
+        return output
+
     def _batch_ids(self, epoch: int, position: int) -> Tensor:
         order = random.epoch_order(self.config.seed, epoch, len(self.clouds)).to(self.device)
         return order[position * self.batch_size : (position + 1) * self.batch_size]  # [B]
@@ -216,7 +229,7 @@ class Trainer:
     def _backward(self, loss: Tensor, ids: Tensor) -> float:
         """Gradients, clipped where asked for; returns their norm before that. Stops at one that is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         limit = self.config.clip_grad if self.config.clip_grad > 0 else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self._require_finite("gradient", norm, ids)
@@ -224,10 +237,14 @@ class Trainer:
 
     def _require_finite(self, what: str, value: float, ids: Tensor) -> None:
         if not math.isfinite(value):
-            raise NonFiniteError(
-                f"the {what} of step {self.step} is {value}; the optimizer has not stepped.\n"
-                f"Samples: {ids.tolist()}\nTry a lower --lr or --clip-grad 1; the newest checkpoint is intact."
-            )
+            raise self._not_finite(what, value, ids)
+
+    def _not_finite(self, what: str, value: float, ids: Tensor) -> NonFiniteError:
+        return NonFiniteError(
+            f"the {what} of step {self.step} is {value}; the optimizer has not stepped.\n"
+            f"Clouds of the batch: {', '.join(map(str, ids[:8].tolist()))}{', ...' if len(ids) > 8 else ''}\n"
+            "Try a lower --lr or --clip-grad 1 with another --out; the newest checkpoint here is intact."
+        )
 
     def _diagnose(self, output: Reconstruction) -> dict[str, float]:
         """The norm of each weighted loss's gradient, and how much pooled features differ between clouds."""
@@ -244,23 +261,31 @@ class Trainer:
     # ---- records and checkpoints ----
 
     def _after_step(self, epoch: int, lr: float, diagnostics: dict[str, float], progress: Progress) -> None:
+        self._timed_steps += 1
         last = self.step == self.schedule.num_steps
-        speed = self._speed()
-        mean = [sum(column) / len(self.window) for column in zip(*self.window, strict=True)]
-        progress.show(self._snapshot(epoch, mean, lr, speed), force=last or self.step == 1)
-        if self.step % LOG_STEPS == 0 or last or diagnostics:
-            record = {"step": self.step, "epoch": epoch, **dict(zip((*LOSSES, "grad_norm"), mean, strict=True)), "lr": lr}
-            self.folder.append("metrics", {**record, **diagnostics})
-            self.folder.append("timings", {"step": self.step, "clouds_per_second": speed, "memory": memory_bytes(self.device)})
-            self.window, self._window_began = [], time.monotonic()
+        progress.show(self._snapshot(epoch, lr), force=last or self.step == 1)
+        if self.step % LOG_STEPS == 0 or diagnostics:
+            self._log(diagnostics)
+            self.window = []
         epoch_ends = self.step % self.schedule.steps_per_epoch == 0
         if epoch_ends:
             self._end_epoch()
-        if epoch_ends or last or time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
+        if epoch_ends or time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
             self._save()
 
+    def _log(self, diagnostics: dict[str, float]) -> None:
+        """One line of metrics.jsonl, the means of `window`, and one of timings.jsonl."""
+        names = (*LOSSES, "grad_norm")
+        record = {"step": self.step, "epoch": (self.step - 1) // self.schedule.steps_per_epoch}
+        means = dict(zip(names, _column_means(self.window), strict=True))
+        self.folder.append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})
+        memory = memory_bytes(self.device)
+        self.folder.append("timings", {"step": self.step, "clouds_per_second": self._speed(), "memory": memory})
+        self._timed_steps, self._timed_from = 0, time.monotonic()
+
     def _speed(self) -> float:
-        return self.batch_size * len(self.window) / max(time.monotonic() - self._window_began, 1e-9)
+        """Clouds a second since the last line."""
+        return self.batch_size * self._timed_steps / max(time.monotonic() - self._timed_from, 1e-9)
 
     def _end_epoch(self) -> None:
         mean = sum(self.epoch_losses) / len(self.epoch_losses)
@@ -269,76 +294,83 @@ class Trainer:
         self.epoch_losses = []
 
     def _save(self) -> None:
+        """A checkpoint of this step, unless there is one."""
+        if self.step == self._saved_step:
+            return
         self.folder.sync()
-        state = {"window": self.window, "epoch_losses": self.epoch_losses, "best": self.best}
-        model = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        checkpoint.save(self.folder.checkpoints, Checkpoint(self.step, model, self._optimizer_tensors(), state))
-        keep = {int(self.best["step"])} if self.best else set()
-        checkpoint.rotate(self.folder.checkpoints, keep)
-        self.folder.write_status("running", self.step)
-        self._last_checkpoint = time.monotonic()
+        logged = self.step - len(self.window)
+        state = {"window": self.window, "epoch_losses": self.epoch_losses, "best": self.best, "logged": logged}
+        optimizer = state_tensors(self.optimizer, self.model)
+        checkpoint.save(self.folder.checkpoints, Checkpoint(self.step, self._weights(), optimizer, state))
+        checkpoint.rotate(self.folder.checkpoints, keep={int(self.best["step"])} if self.best else set())
+        self._saved_step, self._last_checkpoint = self.step, time.monotonic()
+        self._write_status("running")
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        names = {p: name for name, p in self.model.named_parameters()}
-        return {
-            f"{names[p]}/{key}": value.contiguous()
-            for p, state in self.optimizer.state.items()
-            for key, value in state.items()
-        }
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.contiguous() for name, value in self.model.state_dict().items()}
 
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        named = dict(self.model.named_parameters())
-        for key, value in tensors.items():
-            name, slot = key.rsplit("/", 1)
-            self.optimizer.state[named[name]][slot] = value.to(self.device)
-
-    def _snapshot(self, epoch: int, mean: list[float], lr: float, speed: float) -> Snapshot:
+    def _snapshot(self, epoch: int, lr: float) -> Snapshot:
+        loss_3d, loss_2d, loss_cross = _column_means(self.window)[1:4]
         return Snapshot(
-            epoch, self.config.epochs, self.step, self.schedule.num_steps, self.batch_size, *mean[1:4], lr, speed,
-            memory_bytes(self.device),
-        )  # fmt: skip
+            epoch=epoch,
+            num_epochs=self.config.epochs,
+            step=self.step,
+            num_steps=self.schedule.num_steps,
+            batch_size=self.batch_size,
+            loss_3d=loss_3d,
+            loss_2d=loss_2d,
+            loss_cross=loss_cross,
+            lr=lr,
+            clouds_per_second=self._speed(),
+            memory_bytes=memory_bytes(self.device),
+        )
 
     # ---- the end ----
 
-    def _warn_if_trivial(self) -> None:
-        if len(self.clouds) < self.config.batch_size:
-            print(f"note: only {len(self.clouds)} clouds, so that is the batch size", flush=True)
+    def _finish(self) -> None:
+        """The last line, the weights, the evaluation."""
+        if self.window:  # steps after the last full line; the checkpoint keeps them, because --max-steps may grow
+            self._log({})
+        self.folder.sync()
+        write_atomically(self.folder.path / "model.safetensors", safetensors.torch.save(self._weights()))
+        result = self._evaluate() if self.config.evaluate else ""
+        print(f"{result}\nrun       {self.folder.path}".lstrip(), flush=True)
+        self._write_status("finished", exit_code=0, evaluated=self.config.evaluate, result=result)
 
-    def _stopped(self, signal_number: int) -> int:
-        self._save()
-        code = 128 + signal_number
-        self.folder.write_status("stopped", self.step, exit_code=code)
-        print(f"stopped by {signal.Signals(signal_number).name}; the same command resumes at step {self.step}", flush=True)
-        return code
+    def _evaluate(self) -> str:
+        from jointmae.evaluate import evaluate_run  # scikit-learn and matplotlib load only when they are needed
+
+        advice = "The trained model is saved; --no-evaluate leaves the evaluation out."
+        with out_of_memory_errors("while evaluating", advice):
+            return evaluate_run(self.folder, self.config, self.model.eval(), self.clouds)
+
+    def _stopped(self, stop: Stopped) -> int:
+        self._record("stopped", stop.exit_code, f"stopped by {stop.name}")
+        print(f"stopped by {stop.name}; the same command resumes at step {self._saved_step}", flush=True)
+        return stop.exit_code
 
     @contextlib.contextmanager
     def _failures_recorded(self) -> Iterator[None]:
-        """Turns what a device can die of into our errors, and leaves the reason in status.json."""
+        """Leaves the reason of a failure in status.json; the exception goes on."""
         try:
             yield
-        except NonFiniteError as error:
-            self.folder.write_status("failed", self.step, exit_code=error.exit_code, message=str(error))
+        except JointMAEError as error:
+            self._record("failed", error.exit_code, str(error))
             raise
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                raise
-            message = (
-                f"out of memory at step {self.step} with batches of {self.batch_size} clouds "
-                f"(peak {memory_bytes(self.device) / 2**30:.1f} GiB). Try --batch-size {max(1, self.batch_size // 2)}."
-            )
-            self.folder.write_status("failed", self.step, exit_code=OutOfMemoryError.exit_code, message=message)
-            raise OutOfMemoryError(message) from error
+        except Exception as error:
+            self._record("failed", 1, f"{type(error).__name__}: {error}")
+            raise
 
-    def _finish(self) -> None:
-        model = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        write_atomically(self.folder.path / "model.safetensors", safetensors.torch.save(model))
-        result = ""
-        if self.config.evaluate:
-            from jointmae.evaluate import evaluate_run  # scikit-learn and matplotlib load only when they are needed
+    def _record(self, state: str, exit_code: int, message: str) -> None:
+        with contextlib.suppress(DiskError):  # on a full disk the message on stderr has to do
+            self._write_status(state, exit_code=exit_code, message=message)
 
-            result = evaluate_run(self.folder, self.config, self.model.eval(), self.clouds)
-        print(f"{result}\nrun       {self.folder.path}", flush=True)
-        self.folder.write_status("finished", self.step, exit_code=0, result=result)
+    def _write_status(self, state: str, **more: Any) -> None:
+        self.folder.write_status(state, step=self.step, checkpoint=self._saved_step, **more)
+
+
+def _column_means(rows: list[list[float]]) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def make_batch(
@@ -352,21 +384,3 @@ def make_batch(
         )
         points = scale_and_shift(points, scale_keys, shift_keys, normalize=model_config.normalize_input)
     return points, clouds.up[ids], draw(model_config, config.seed, epoch, ids)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them, so that the step at hand ends and is saved."""
-    caught: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        if len(caught) > 1:
-            raise KeyboardInterrupt  # asked twice: at once, without saving
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

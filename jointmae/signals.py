@@ -1,0 +1,56 @@
+"""SIGTERM and SIGINT: a run that is asked to stop saves first, and says so with its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+
+class Stopped(BaseException):
+    """The run was asked to stop. No Exception, so that nothing which handles errors takes it for one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.name, self.exit_code = signal.Signals(number).name, 128 + number
+
+
+class StopSignals:
+    """While entered, SIGTERM and SIGINT raise Stopped; inside `deferred` only once that block has ended.
+
+    The handlers found are put back at the end. Outside the main thread, where Python allows none, this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = 0  # the signal that waits for the end of `deferred`
+        self._deferring = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self._deferring and not self.wanted:
+            self.wanted = number
+            return
+        raise Stopped(number)  # asked twice: at once
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What is in this block ends before Stopped is raised, unless the signal comes twice."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        if self.wanted:
+            raise Stopped(self.wanted)

@@ -1,0 +1,114 @@
+"""The learning rate, step by step, against its definition; and what a user sees meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from jointmae.config import TrainConfig
+from jointmae.progress import Progress, Snapshot, duration
+from jointmae.schedule import Schedule
+
+
+def schedule(**changes) -> Schedule:
+    config = TrainConfig(epochs=10, warmup_epochs=2, lr=1e-3, min_lr=1e-5)
+    return Schedule(dataclasses.replace(config, **changes), steps_per_epoch=5)
+
+
+def test_warm_up_is_linear_and_ends_at_the_peak():
+    rates = [schedule().lr(step) for step in range(10)]
+    assert rates[-1] == pytest.approx(1e-3)
+    steps = [b - a for a, b in zip(rates, rates[1:], strict=False)]
+    assert rates[0] == pytest.approx(1e-5 + steps[0]) and steps == pytest.approx([steps[0]] * 9)
+
+
+def test_cosine_from_the_peak_through_the_mean_to_the_lowest():
+    chosen = schedule()
+    assert chosen.lr(10) == pytest.approx(1e-3)
+    assert chosen.lr(30) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert chosen.lr(49) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 - math.cos(math.pi / 40)) / 2)
+    assert chosen.lr(50) == pytest.approx(1e-5)
+    rates = [chosen.lr(step) for step in range(10, 51)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_max_steps_ends_earlier_and_changes_no_rate():
+    whole, stopped = schedule(), schedule(max_steps=20)
+    assert (whole.num_steps, stopped.num_steps, schedule(max_steps=99).num_steps) == (50, 20, 50)
+    assert [whole.lr(step) for step in range(20)] == [stopped.lr(step) for step in range(20)]
+
+
+@pytest.mark.parametrize(("epochs", "warmup_epochs"), [(1, 0), (1, 1), (1, 3), (3, 3)])
+def test_short_runs_have_rates(epochs, warmup_epochs):
+    chosen = schedule(epochs=epochs, warmup_epochs=warmup_epochs)
+    assert all(1e-5 <= chosen.lr(step) <= 1e-3 for step in range(chosen.num_steps))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.9, "0:59"), (61, "1:01"), (3600, "1:00:00"), (3723, "1:02:03"), (360_000, "100:00:00")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def snapshot(**changes) -> Snapshot:
+    values = dict(epoch=0, num_epochs=3, step=10, num_steps=110, batch_size=8, loss_3d=0.5, loss_2d=0.25)
+    values |= dict(loss_cross=0.125, lr=1e-3, clouds_per_second=16.0, memory_bytes=3 * 2**29)
+    return Snapshot(**{**values, **changes})
+
+
+def test_the_line():
+    assert snapshot().line() == (
+        "epoch 1/3  step 10/110  L_3D 0.5000  L_2D 0.2500  L_3D-2D 0.1250  lr 1.0e-03  16 clouds/s  1.5 GiB  ETA 0:50"
+    )
+    assert snapshot(clouds_per_second=0.0).line().endswith("ETA ?")
+    assert snapshot(step=110).line().endswith("ETA 0:00")
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    with Progress() as progress:
+        for step in range(1, 6):
+            progress.show(snapshot(step=step), force=step in (1, 5))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in lines] == ["1/110", "5/110"]  # the others came within five seconds
+    assert "\x1b" not in "".join(lines)
+
+
+LIVE = """
+from jointmae.progress import Progress
+from test_schedule import snapshot
+try:
+    with Progress() as progress:
+        for step in range(1, 6):
+            progress.show(snapshot(step=step))
+        print("a line in between")
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print("after")
+"""
+
+
+def test_one_live_line_on_a_terminal():
+    """On a terminal of 200 columns: one line that is drawn again, and the cursor is there again at the end."""
+    reader, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", LIVE], stdout=terminal, env=environment, check=True, timeout=120)
+    os.close(terminal)
+    said = b""
+    try:
+        while chunk := os.read(reader, 65536):
+            said += chunk
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(reader)
+    text = said.decode()
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert text.index(hide) < text.rindex("step 5/110") < text.rindex(show) < text.index("after")
+    assert "a line in between" in text

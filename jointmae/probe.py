@@ -1,7 +1,8 @@
 """The linear probe: how well a linear SVM on frozen features tells classes apart. S clouds, D features.
 
-Features are neither scaled nor centred; C is chosen by 5-fold cross-validation on the training split; the test split is
-read once for each pooling. Always quote the untrained encoder beside a trained one: it is a high floor.
+Features are neither scaled nor centred; C is chosen by 5-fold cross-validation on the training split (fewer folds where
+classes are smaller than that); the test split is read once for each pooling. Always quote the untrained encoder beside
+a trained one: it is a high floor.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def pooled_features(model: JointMAE, clouds: PointClouds, batch_size: int = 64) 
 
 
 def linear_probe(model: JointMAE, train: PointClouds, test: PointClouds) -> list[ProbeResult]:
-    """One result for each of `POOLINGS`. Raises ValueError if a split has no labels or fewer than two classes."""
+    """One result for each of `POOLINGS`. Raises ValueError unless `can_probe`."""
+    if not can_probe(train, test):
+        raise ValueError("a linear probe needs labelled test clouds, and two classes of at least two train clouds each")
     train, test = train.labelled(), test.labelled()
-    if len(train) == 0 or len(test) == 0 or len(train.labels.unique()) < 2:
-        raise ValueError("a linear probe needs labelled train and test clouds of at least two classes")
     x_train, x_test = pooled_features(model, train), pooled_features(model, test)
     y_train, y_test = train.labels.cpu().numpy(), test.labels.cpu().numpy()
     width = model.config.embed_dim
@@ -61,12 +62,23 @@ def linear_probe(model: JointMAE, train: PointClouds, test: PointClouds) -> list
     ]
 
 
+def can_probe(train: PointClouds, test: PointClouds) -> bool:
+    """Whether there are labels to train on, to cross-validate with and to test on."""
+    return _num_folds(train.labelled().labels.cpu().numpy()) >= 2 and len(test.labelled()) > 0
+
+
+def _num_folds(labels: NDArray[np.int64]) -> int:
+    """5, or fewer so that no fold's training part is left with a single class; below 2 if even that cannot be."""
+    sizes = sorted(np.unique(labels, return_counts=True)[1].tolist(), reverse=True)
+    return min(5, sizes[1]) if len(sizes) >= 2 else 0
+
+
 def _fit(
     pooling: str, x_train: Array, y_train: NDArray[np.int64], x_test: Array, y_test: NDArray[np.int64]
 ) -> ProbeResult:
     # The Gram matrix is computed once instead of by every one of the 35 fits; the solver and its optimum are the same.
     gram_train, gram_test = x_train @ x_train.T, x_test @ x_train.T  # [S, S], [S_test, S]
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    folds = StratifiedKFold(_num_folds(y_train), shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # small classes are in few folds
         warnings.filterwarnings("ignore", category=ConvergenceWarning)  # the largest C of the grid may not converge

@@ -251,7 +251,9 @@ class Trainer:
         if self.step % LOG_STEPS == 0 or last or diagnostics:
             record = {"step": self.step, "epoch": epoch, **dict(zip((*LOSSES, "grad_norm"), mean, strict=True)), "lr": lr}
             self.folder.append("metrics", {**record, **diagnostics})
-            self.folder.append("timings", {"step": self.step, "clouds_per_second": speed, "memory": memory_bytes(self.device)})
+            seconds = time.monotonic() - self._window_began
+            timing = {"step": self.step, "seconds": seconds, "clouds_per_second": speed}
+            self.folder.append("timings", {**timing, "memory": memory_bytes(self.device)})
             self.window, self._window_began = [], time.monotonic()
         epoch_ends = self.step % self.schedule.steps_per_epoch == 0
         if epoch_ends:

@@ -19,12 +19,14 @@ constexpr int64_t kTile = 256;  // columns
 template <Isa isa>
 constexpr int64_t kRows = isa == Isa::avx512 ? 8 : 4;
 
-// A cloud as three arrays, the last vector filled with points that are infinitely far.
+// A cloud as three arrays, filled up with points that are infinitely far, so that any vector that begins within can be
+// loaded.
 template <Isa isa, typename T>
 class Cloud {
+  using S = Simd<isa, T>;
+
  public:
-  explicit Cloud(int64_t max_count)
-      : stride_(Simd<isa, T>::round_up(max_count)), coordinates_(3 * stride_), x(coordinates_.get()) {}
+  explicit Cloud(int64_t max_count) : stride_(S::round_up(max_count) + S::kLanes), coordinates_(3 * stride_) {}
 
   void fill(const T* points, int64_t count) {
     T *to_x = coordinates_.get(), *to_y = to_x + stride_, *to_z = to_y + stride_;
@@ -33,31 +35,28 @@ class Cloud {
       to_y[i] = points[3 * i + 1];
       to_z[i] = points[3 * i + 2];
     }
-    for (int64_t i = count; i < Simd<isa, T>::round_up(count); ++i) {
+    for (int64_t i = count; i < S::round_up(count) + S::kLanes; ++i) {
       to_x[i] = to_y[i] = to_z[i] = std::numeric_limits<T>::infinity();
     }
   }
 
-  // The first of `count` points from `begin` on whose distance to (px, py, pz) is `sq_dist`; one is.
-  int64_t find(int64_t begin, int64_t count, T px, T py, T pz, T sq_dist) const {
-    const T *from_x = x + begin, *from_y = from_x + stride_, *from_z = from_y + stride_;
-    int32_t first = static_cast<int32_t>(count);
-#pragma omp simd reduction(min : first)
-    for (int32_t i = 0; i < static_cast<int32_t>(count); ++i) {
-      const bool found = sq_distance<isa>(from_x[i], from_y[i], from_z[i], px, py, pz) == sq_dist;
-      first = found && i < first ? i : first;
+  // The first point from `begin` on at `sq_dist` from (px, py, pz): there must be one.
+  int64_t find(int64_t begin, T px, T py, T pz, T sq_dist) const {
+    const auto vx = S::broadcast(px), vy = S::broadcast(py), vz = S::broadcast(pz), wanted = S::broadcast(sq_dist);
+    for (int64_t i = begin;; i += S::kLanes) {
+      const auto dx = S::load(x() + i) - vx, dy = S::load(y() + i) - vy, dz = S::load(z() + i) - vz;
+      const int64_t lane = S::first_equal((dx * dx + dy * dy) + dz * dz, wanted);
+      if (lane < S::kLanes) return i + lane;
     }
-    return begin + first;
   }
 
- private:
-  int64_t stride_;
-  Scratch<isa, T> coordinates_;
+  const T* x() const { return coordinates_.get(); }
+  const T* y() const { return x() + stride_; }
+  const T* z() const { return y() + stride_; }
 
- public:
-  const T* x;
-  const T* y() const { return x + stride_; }
-  const T* z() const { return x + 2 * stride_; }
+ private:
+  const int64_t stride_;
+  Scratch<isa, T> coordinates_;
 };
 
 // What the rows met so far say about each column.
@@ -82,7 +81,7 @@ void meet(const Cloud<isa, T>& columns, int64_t begin, int64_t end, const T (&ro
     z[r] = S::broadcast(rows[r][2]);
   }
   for (int64_t j = begin; j < end; j += S::kLanes) {
-    const Vector cx = S::load(columns.x + j), cy = S::load(columns.y() + j), cz = S::load(columns.z() + j);
+    const Vector cx = S::load(columns.x() + j), cy = S::load(columns.y() + j), cz = S::load(columns.z() + j);
     const Vector before = S::load(known.nearest + j);
     Vector nearest = before;
     for (int64_t r = 0; r < R; ++r) {
@@ -96,13 +95,7 @@ void meet(const Cloud<isa, T>& columns, int64_t begin, int64_t end, const T (&ro
     S::store(known.nearest + j, nearest);
     S::store_index(known.first_row + j, nearest < before ? this_row : row);
   }
-  for (int64_t r = 0; r < R; ++r) {
-    T lanes[S::kLanes];
-    S::store(lanes, minimum[r]);
-    T lowest = lanes[0];
-    for (int64_t l = 1; l < S::kLanes; ++l) lowest = lanes[l] < lowest ? lanes[l] : lowest;
-    minima[r] = lowest;
-  }
+  for (int64_t r = 0; r < R; ++r) minima[r] = S::lowest(minimum[r]);
 }
 
 // Rows begin..end-1 against all M columns.
@@ -132,21 +125,17 @@ void meet_all(const T* x, int64_t begin, int64_t end, const Cloud<isa, T>& colum
     }
     for (int64_t r = 0; r < std::min(R, end - i); ++r) {
       d_xy[i + r] = best[r];
-      index_xy[i + r] =
-          columns.find(tile[r], std::min(kTile, M - tile[r]), rows[r][0], rows[r][1], rows[r][2], best[r]);
+      index_xy[i + r] = columns.find(tile[r], rows[r][0], rows[r][1], rows[r][2], best[r]);
     }
   }
 }
 
 // From what is known about the M columns to the output.
 template <Isa isa, typename T>
-void finish(const Cloud<isa, T>& rows, int64_t N, const T* y, int64_t M, Columns<isa, T> known, T* d_yx,
-            int64_t* index_yx) {
+void finish(const Cloud<isa, T>& rows, const T* y, int64_t M, Columns<isa, T> known, T* d_yx, int64_t* index_yx) {
   for (int64_t j = 0; j < M; ++j) {
-    const int64_t first = known.first_row[j];
     d_yx[j] = known.nearest[j];
-    index_yx[j] =
-        rows.find(first, std::min(kRows<isa>, N - first), y[3 * j], y[3 * j + 1], y[3 * j + 2], known.nearest[j]);
+    index_yx[j] = rows.find(known.first_row[j], y[3 * j], y[3 * j + 1], y[3 * j + 2], known.nearest[j]);
   }
 }
 
@@ -180,7 +169,7 @@ void one_pair(const T* x, int64_t n, const T* y, int64_t m, T* d_xy, T* d_yx, in
       if (nearest[other + j] < nearest[j]) nearest[j] = nearest[other + j], first_row[j] = first_row[other + j];
     }
   }
-  finish(rows, n, y, m, known, d_yx, index_yx);
+  finish(rows, y, m, known, d_yx, index_yx);
 }
 
 }  // namespace
@@ -210,7 +199,7 @@ void chamfer_distance_cpu(const T* x, const T* y, const int64_t* lengths_x, cons
       rows.fill(x + b * N * 3, n);
       columns.fill(y + b * M * 3, m);
       meet_all(x + b * N * 3, 0, n, columns, m, known, d_xy + b * N, index_xy + b * N);
-      finish(rows, n, y + b * M * 3, m, known, d_yx + b * M, index_yx + b * M);
+      finish(rows, y + b * M * 3, m, known, d_yx + b * M, index_yx + b * M);
       clear<isa>(d_xy + b * N, index_xy + b * N, n, N);
       clear<isa>(d_yx + b * M, index_yx + b * M, m, M);
     }

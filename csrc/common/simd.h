@@ -8,6 +8,10 @@
 
 #include "common/isa.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace jointmae {
 
 template <Isa isa, typename T>
@@ -38,6 +42,42 @@ struct Simd {
   }
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
   static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
+  // The lowest lane.
+  static T lowest(Vector vector) {
+    T lanes[kLanes];
+    store(lanes, vector);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) {
+        lanes[lane] = lanes[lane + half] < lanes[lane] ? lanes[lane + half] : lanes[lane];
+      }
+    }
+    return lanes[0];
+  }
+
+  // The first lane in which a equals b, kLanes if none does.
+  static int64_t first_equal(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return __builtin_ctz(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) | 1u << kLanes);
+    } else {
+      return __builtin_ctz(_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ) | 1u << kLanes);
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+      return __builtin_ctz(static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ))) | 1u << kLanes);
+    } else {
+      return __builtin_ctz(static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_EQ_OQ))) | 1u << kLanes);
+    }
+#else
+    T lanes_a[kLanes], lanes_b[kLanes];
+    store(lanes_a, a);
+    store(lanes_b, b);
+    int64_t lane = 0;
+    while (lane < kLanes && lanes_a[lane] != lanes_b[lane]) ++lane;
+    return lane;
+#endif
+  }
+
   static int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 };
 

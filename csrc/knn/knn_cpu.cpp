@@ -8,6 +8,7 @@
 #include "common/coordinates.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "common/simd.h"
 #include "knn/knn.h"
 
 #if defined(__AVX512F__)
@@ -17,7 +18,7 @@
 namespace jointmae {
 namespace {
 
-constexpr int64_t kTile = 1024;      // points whose distances lie in the first-level cache
+constexpr int64_t kTile = 4096;      // points whose distances lie in the first-level cache
 constexpr int64_t kLanes = 16;       // buffers have room for, and are padded to, whole vectors
 constexpr int64_t kRankLimit = 512;  // more candidates than this are sorted, fewer are ranked by counting
 
@@ -55,7 +56,7 @@ T limit_of(const T* values, int64_t count, int64_t k) {
       low = middle;
     } else {
       high = middle;
-      if (within <= k + k / 8) break;
+      if (within <= k + k / 4) break;
     }
   }
   return high;
@@ -76,13 +77,15 @@ struct Workspace {
         minima(num_groups),
         sq_dist(capacity),
         index(capacity),
+        num_nearer(capacity),
         num_tied(capacity),
         keys(capacity) {}
 
   const int64_t num_groups, first_tile, shrink_above, capacity;
-  Scratch<isa, T> tile, minima;    // distances of a tile; the groups' minima
-  Scratch<isa, T> sq_dist;         // of the candidates
-  Scratch<isa, int32_t> index;     // of the candidates, ascending
+  Scratch<isa, T> tile, minima;  // distances of a tile; the groups' minima
+  Scratch<isa, T> sq_dist;       // of the candidates
+  Scratch<isa, int32_t> index;   // of the candidates, ascending
+  Scratch<isa, typename Simd<isa, T>::Index> num_nearer;
   Scratch<isa, int32_t> num_tied;  // per rank
   Scratch<isa, Key<isa, T>> keys;
   int64_t num = 0;  // candidates
@@ -150,18 +153,21 @@ T shrink(Workspace<isa, T>& work, int64_t k) {
 template <Isa isa, typename T>
 void rank(Workspace<isa, T>& work, int64_t k, T* sq_dists, int64_t* indices) {
   const int64_t num = work.num;
-  const int64_t padded = (num + kLanes - 1) / kLanes * kLanes;
-  for (int64_t i = num; i < padded; ++i) work.sq_dist[i] = std::numeric_limits<T>::infinity();  // nearer than none
   for (int64_t i = 0; i < num; ++i) work.num_tied[i] = 0;
+  using S = Simd<isa, T>;
   const T* candidates = work.sq_dist.get();
+  for (int64_t i = 0; i < num; i += S::kLanes) {
+    const auto d = S::load(candidates + i);
+    auto nearer = S::broadcast_index(0);
+    for (int64_t j = 0; j < num; ++j)
+      nearer += S::broadcast(candidates[j]) < d ? S::broadcast_index(1) : S::broadcast_index(0);
+    S::store_index(work.num_nearer.get() + i, nearer);
+  }
   for (int64_t i = 0; i < num; ++i) {
-    const T d = candidates[i];
-    int32_t nearer = 0;
-#pragma omp simd reduction(+ : nearer)
-    for (int64_t j = 0; j < padded; ++j) nearer += candidates[j] < d ? 1 : 0;
+    const int64_t nearer = work.num_nearer[i];
     const int64_t place = nearer + work.num_tied[nearer]++;
     if (place < k) {
-      sq_dists[place] = d;
+      sq_dists[place] = candidates[i];
       indices[place] = work.index[i];
     }
   }

@@ -6,6 +6,7 @@
 
 #include "chamfer_distance/chamfer_distance.h"
 #include "common/device.h"
+#include "common/finite.h"
 #include "common/isa.h"
 #include "farthest_point_sample/farthest_point_sample.h"
 #include "group/group.h"
@@ -47,6 +48,14 @@ PYBIND11_MODULE(jointmae_native, m) {
   m.attr("built_with_cuda") = false;
 #endif
   m.def("isa", [] { return jointmae::isa_name(jointmae::run_isa()); });
+  m.def(
+      "all_finite",
+      [](Address values, int64_t count, bool float64, int num_threads) {
+        return float64 ? jointmae::all_finite(pointer<const double>(values), count, num_threads)
+                       : jointmae::all_finite(pointer<const float>(values), count, num_threads);
+      },
+      py::arg("values"), py::arg("count"), py::arg("float64"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "farthest_point_sample_cpu",

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -74,6 +75,8 @@ def check_concurrent(call: Callable[[], Any]) -> None:
 
 def check_fork(call: Callable[[], Any]) -> None:
     """A forked child whose parent has used the thread pool can use it too."""
+    if native.kernels is None:
+        pytest.skip("needs native kernels: PyTorch's own threads do not survive a fork")
     expected = call()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

@@ -19,46 +19,18 @@ constexpr int64_t kTile = 256;  // columns
 template <Isa isa>
 constexpr int64_t kRows = isa == Isa::avx512 ? 8 : 4;
 
-// A cloud as three arrays, the last vector filled with points that are infinitely far.
+// The first point from `begin` on at `sq_dist` from (px, py, pz): there must be one.
 template <Isa isa, typename T>
-class Cloud {
- public:
-  explicit Cloud(int64_t max_count)
-      : stride_(Simd<isa, T>::round_up(max_count)), coordinates_(3 * stride_), x(coordinates_.get()) {}
-
-  void fill(const T* points, int64_t count) {
-    T *to_x = coordinates_.get(), *to_y = to_x + stride_, *to_z = to_y + stride_;
-    for (int64_t i = 0; i < count; ++i) {
-      to_x[i] = points[3 * i];
-      to_y[i] = points[3 * i + 1];
-      to_z[i] = points[3 * i + 2];
-    }
-    for (int64_t i = count; i < Simd<isa, T>::round_up(count); ++i) {
-      to_x[i] = to_y[i] = to_z[i] = std::numeric_limits<T>::infinity();
-    }
+int64_t find(const Coordinates<isa, T>& cloud, int64_t begin, const T* point, T sq_dist) {
+  using S = Simd<isa, T>;
+  const auto px = S::broadcast(point[0]), py = S::broadcast(point[1]), pz = S::broadcast(point[2]);
+  const auto wanted = S::broadcast(sq_dist);
+  for (int64_t i = begin;; i += S::kLanes) {
+    const auto d = sq_distance<isa>(S::load(cloud.x + i), S::load(cloud.y + i), S::load(cloud.z + i), px, py, pz);
+    const int64_t lane = S::first_equal(d, wanted);
+    if (lane < S::kLanes) return i + lane;
   }
-
-  // The first of `count` points from `begin` on whose distance to (px, py, pz) is `sq_dist`; one is.
-  int64_t find(int64_t begin, int64_t count, T px, T py, T pz, T sq_dist) const {
-    const T *from_x = x + begin, *from_y = from_x + stride_, *from_z = from_y + stride_;
-    int32_t first = static_cast<int32_t>(count);
-#pragma omp simd reduction(min : first)
-    for (int32_t i = 0; i < static_cast<int32_t>(count); ++i) {
-      const bool found = sq_distance<isa>(from_x[i], from_y[i], from_z[i], px, py, pz) == sq_dist;
-      first = found && i < first ? i : first;
-    }
-    return begin + first;
-  }
-
- private:
-  int64_t stride_;
-  Scratch<isa, T> coordinates_;
-
- public:
-  const T* x;
-  const T* y() const { return x + stride_; }
-  const T* z() const { return x + 2 * stride_; }
-};
+}
 
 // What the rows met so far say about each column.
 template <Isa isa, typename T>
@@ -69,8 +41,8 @@ struct Columns {
 
 // kRows rows against columns begin..end-1, whole vectors of them: the rows' minima, and what changes for the columns.
 template <Isa isa, typename T>
-void meet(const Cloud<isa, T>& columns, int64_t begin, int64_t end, const T (&rows)[kRows<isa>][3], int64_t first_row,
-          Columns<isa, T> known, T* minima) {
+void meet(const Coordinates<isa, T>& columns, int64_t begin, int64_t end, const T (&rows)[kRows<isa>][3],
+          int64_t first_row, Columns<isa, T> known, T* minima) {
   using S = Simd<isa, T>;
   using Vector = typename S::Vector;
   constexpr int64_t R = kRows<isa>;
@@ -82,12 +54,11 @@ void meet(const Cloud<isa, T>& columns, int64_t begin, int64_t end, const T (&ro
     z[r] = S::broadcast(rows[r][2]);
   }
   for (int64_t j = begin; j < end; j += S::kLanes) {
-    const Vector cx = S::load(columns.x + j), cy = S::load(columns.y() + j), cz = S::load(columns.z() + j);
+    const Vector cx = S::load(columns.x + j), cy = S::load(columns.y + j), cz = S::load(columns.z + j);
     const Vector before = S::load(known.nearest + j);
     Vector nearest = before;
     for (int64_t r = 0; r < R; ++r) {
-      const Vector dx = cx - x[r], dy = cy - y[r], dz = cz - z[r];
-      const Vector d = (dx * dx + dy * dy) + dz * dz;
+      const Vector d = sq_distance<isa>(cx, cy, cz, x[r], y[r], z[r]);
       minimum[r] = d < minimum[r] ? d : minimum[r];
       nearest = d < nearest ? d : nearest;
     }
@@ -96,19 +67,13 @@ void meet(const Cloud<isa, T>& columns, int64_t begin, int64_t end, const T (&ro
     S::store(known.nearest + j, nearest);
     S::store_index(known.first_row + j, nearest < before ? this_row : row);
   }
-  for (int64_t r = 0; r < R; ++r) {
-    T lanes[S::kLanes];
-    S::store(lanes, minimum[r]);
-    T lowest = lanes[0];
-    for (int64_t l = 1; l < S::kLanes; ++l) lowest = lanes[l] < lowest ? lanes[l] : lowest;
-    minima[r] = lowest;
-  }
+  for (int64_t r = 0; r < R; ++r) minima[r] = S::lowest(minimum[r]);
 }
 
 // Rows begin..end-1 against all M columns.
 template <Isa isa, typename T>
-void meet_all(const T* x, int64_t begin, int64_t end, const Cloud<isa, T>& columns, int64_t M, Columns<isa, T> known,
-              T* d_xy, int64_t* index_xy) {
+void meet_all(const T* x, int64_t begin, int64_t end, const Coordinates<isa, T>& columns, int64_t M,
+              Columns<isa, T> known, T* d_xy, int64_t* index_xy) {
   constexpr int64_t R = kRows<isa>;
   const int64_t padded = Simd<isa, T>::round_up(M);
   for (int64_t j = 0; j < padded; ++j) {
@@ -132,21 +97,17 @@ void meet_all(const T* x, int64_t begin, int64_t end, const Cloud<isa, T>& colum
     }
     for (int64_t r = 0; r < std::min(R, end - i); ++r) {
       d_xy[i + r] = best[r];
-      index_xy[i + r] =
-          columns.find(tile[r], std::min(kTile, M - tile[r]), rows[r][0], rows[r][1], rows[r][2], best[r]);
+      index_xy[i + r] = find(columns, tile[r], rows[r], best[r]);
     }
   }
 }
 
 // From what is known about the M columns to the output.
 template <Isa isa, typename T>
-void finish(const Cloud<isa, T>& rows, int64_t N, const T* y, int64_t M, Columns<isa, T> known, T* d_yx,
-            int64_t* index_yx) {
+void finish(const Coordinates<isa, T>& rows, const T* y, int64_t M, Columns<isa, T> known, T* d_yx, int64_t* index_yx) {
   for (int64_t j = 0; j < M; ++j) {
-    const int64_t first = known.first_row[j];
     d_yx[j] = known.nearest[j];
-    index_yx[j] =
-        rows.find(first, std::min(kRows<isa>, N - first), y[3 * j], y[3 * j + 1], y[3 * j + 2], known.nearest[j]);
+    index_yx[j] = find(rows, known.first_row[j], y + 3 * j, known.nearest[j]);
   }
 }
 
@@ -163,7 +124,8 @@ void one_pair(const T* x, int64_t n, const T* y, int64_t m, T* d_xy, T* d_yx, in
               int64_t num_ranges, int num_threads) {
   using Index = typename Simd<isa, T>::Index;
   const int64_t stride = Simd<isa, T>::round_up(m);
-  Cloud<isa, T> rows(n), columns(m);
+  Scratch<isa, T> row_memory(Coordinates<isa, T>::size_for(n)), column_memory(Coordinates<isa, T>::size_for(m));
+  Coordinates<isa, T> rows(row_memory.get(), n), columns(column_memory.get(), m);
   rows.fill(x, n);
   columns.fill(y, m);
   Scratch<isa, T> nearest(num_ranges * stride);
@@ -180,7 +142,7 @@ void one_pair(const T* x, int64_t n, const T* y, int64_t m, T* d_xy, T* d_yx, in
       if (nearest[other + j] < nearest[j]) nearest[j] = nearest[other + j], first_row[j] = first_row[other + j];
     }
   }
-  finish(rows, n, y, m, known, d_yx, index_yx);
+  finish(rows, y, m, known, d_yx, index_yx);
 }
 
 }  // namespace
@@ -201,7 +163,8 @@ void chamfer_distance_cpu(const T* x, const T* y, const int64_t* lengths_x, cons
   const int64_t grain = std::max<int64_t>(1, B / (8 * num_threads));
   parallel_for(B, grain, num_threads, [=](int64_t begin, int64_t end) {
     using Index = typename Simd<isa, T>::Index;
-    Cloud<isa, T> rows(N), columns(M);
+    Scratch<isa, T> row_memory(Coordinates<isa, T>::size_for(N)), column_memory(Coordinates<isa, T>::size_for(M));
+    Coordinates<isa, T> rows(row_memory.get(), N), columns(column_memory.get(), M);
     Scratch<isa, T> nearest(Simd<isa, T>::round_up(M));
     Scratch<isa, Index> first_row(Simd<isa, T>::round_up(M));
     const Columns<isa, T> known{nearest.get(), first_row.get()};
@@ -210,7 +173,7 @@ void chamfer_distance_cpu(const T* x, const T* y, const int64_t* lengths_x, cons
       rows.fill(x + b * N * 3, n);
       columns.fill(y + b * M * 3, m);
       meet_all(x + b * N * 3, 0, n, columns, m, known, d_xy + b * N, index_xy + b * N);
-      finish(rows, n, y + b * M * 3, m, known, d_yx + b * M, index_yx + b * M);
+      finish(rows, y + b * M * 3, m, known, d_yx + b * M, index_yx + b * M);
       clear<isa>(d_xy + b * N, index_xy + b * N, n, N);
       clear<isa>(d_yx + b * M, index_yx + b * M, m, M);
     }

@@ -8,6 +8,10 @@
 
 #include "common/isa.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace jointmae {
 
 template <Isa isa, typename T>
@@ -38,6 +42,96 @@ struct Simd {
   }
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
   static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
+  // The lowest lane.
+  static T lowest(Vector vector) {
+    T lanes[kLanes];
+    store(lanes, vector);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) {
+        lanes[lane] = lanes[lane + half] < lanes[lane] ? lanes[lane + half] : lanes[lane];
+      }
+    }
+    return lanes[0];
+  }
+
+  // Bit `lane` is set where a <= b.
+  static unsigned at_most(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+    } else {
+      return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ);
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+      return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)));
+    } else {
+      return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_LE_OQ)));
+    }
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4) {
+      return static_cast<unsigned>(_mm_movemask_ps(_mm_cmple_ps(a, b)));
+    } else {
+      return static_cast<unsigned>(_mm_movemask_pd(_mm_cmple_pd(a, b)));
+    }
+#else
+    T lanes_a[kLanes], lanes_b[kLanes];
+    store(lanes_a, a);
+    store(lanes_b, b);
+    unsigned bits = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) bits |= (lanes_a[lane] <= lanes_b[lane] ? 1u : 0u) << lane;
+    return bits;
+#endif
+  }
+
+  // The lanes of `vector` and of `index` whose bit is set, written in order to `to` and `to_index`, which have room for
+  // a whole vector; returns their number.
+  static int64_t compress(unsigned bits, Vector vector, IndexVector index, T* to, Index* to_index) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), vector));
+      const __m512i kept = _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), reinterpret_cast<__m512i>(index));
+      _mm512_storeu_si512(to_index, kept);
+    } else {
+      _mm512_storeu_pd(to, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), vector));
+      const __m512i kept = _mm512_maskz_compress_epi64(static_cast<__mmask8>(bits), reinterpret_cast<__m512i>(index));
+      _mm512_storeu_si512(to_index, kept);
+    }
+    return __builtin_popcount(bits);
+#else
+    T lanes[kLanes];
+    Index index_lanes[kLanes];
+    store(lanes, vector);
+    store_index(index_lanes, index);
+    int64_t count = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      to[count] = lanes[lane];
+      to_index[count] = index_lanes[lane];
+      count += bits >> lane & 1;
+    }
+    return count;
+#endif
+  }
+
+  // The first lane in which a equals b, kLanes if none does.
+  static int64_t first_equal(Vector a, Vector b) {
+    const unsigned bits = at_most(a, b) & at_most(b, a);
+    int64_t lane = 0;
+#if defined(__GNUC__)
+    lane = __builtin_ctz(bits | 1u << kLanes);
+#else
+    while (lane < kLanes && !(bits >> lane & 1)) ++lane;
+#endif
+    return lane;
+  }
+
+  // 0, 1, 2...
+  static IndexVector ascending() {
+    Index lanes[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<Index>(lane);
+    return load_index(lanes);
+  }
+
   static int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 };
 

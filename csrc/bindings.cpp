@@ -48,15 +48,15 @@ PYBIND11_MODULE(jointmae_native, m) {
 #else
   m.attr("built_with_cuda") = false;
 #endif
+  m.def("isa", [] { return jointmae::isa_name(jointmae::run_isa()); });
   m.def(
-      "all_finite_cpu",
+      "all_finite",
       [](Address values, int64_t count, bool float64, int num_threads) {
         return float64 ? jointmae::all_finite(pointer<const double>(values), count, num_threads)
                        : jointmae::all_finite(pointer<const float>(values), count, num_threads);
       },
       py::arg("values"), py::arg("count"), py::arg("float64"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
-  m.def("isa", [] { return jointmae::isa_name(jointmae::run_isa()); });
 
   m.def(
       "farthest_point_sample_cpu",
@@ -72,46 +72,6 @@ PYBIND11_MODULE(jointmae_native, m) {
       py::arg("points"), py::arg("lengths"), py::arg("indices"), py::arg("B"), py::arg("N"), py::arg("M"),
       py::arg("start"), py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
 
-  py::class_<jointmae::ProjectSpec>(m, "ProjectSpec")
-      .def(py::init([](int64_t B, int64_t V, int64_t N, int64_t H, int64_t W, int64_t radius, int mode, double sigma,
-                       double temperature, double background) {
-             return jointmae::ProjectSpec{
-                 B, V, N, H, W, radius, static_cast<jointmae::ProjectMode>(mode), sigma, temperature, background};
-           }),
-           py::arg("B"), py::arg("V"), py::arg("N"), py::arg("H"), py::arg("W"), py::arg("radius"), py::arg("mode"),
-           py::arg("sigma"), py::arg("temperature"), py::arg("background"));
-  m.def(
-      "project_points_cpu",
-      [](Address points, Address world_to_cam, Address intrinsics, Address depth, Address index, Address coverage,
-         Address pixels, Address dropped, Address weight_sum, const jointmae::ProjectSpec& spec, bool float64,
-         int num_threads) {
-        dispatch_cpu(float64, [&](auto level, auto scalar) {
-          using T = decltype(scalar);
-          jointmae::project_points_cpu<decltype(level)::value, T>(
-              pointer<const T>(points), pointer<const T>(world_to_cam), pointer<const T>(intrinsics), pointer<T>(depth),
-              pointer<int32_t>(index), pointer<T>(coverage), pointer<int32_t>(pixels), pointer<int64_t>(dropped),
-              pointer<T>(weight_sum), spec, num_threads);
-        });
-      },
-      py::arg("points"), py::arg("world_to_cam"), py::arg("intrinsics"), py::arg("depth"), py::arg("index"),
-      py::arg("coverage"), py::arg("pixels"), py::arg("dropped"), py::arg("weight_sum"), py::arg("spec"),
-      py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "project_points_backward_cpu",
-      [](Address grad_depth, Address grad_coverage, Address points, Address world_to_cam, Address intrinsics,
-         Address depth, Address index, Address weight_sum, Address grad_views, const jointmae::ProjectSpec& spec,
-         bool float64, int num_threads) {
-        dispatch_cpu(float64, [&](auto level, auto scalar) {
-          using T = decltype(scalar);
-          jointmae::project_points_backward_cpu<decltype(level)::value, T>(
-              pointer<const T>(grad_depth), pointer<const T>(grad_coverage), pointer<const T>(points),
-              pointer<const T>(world_to_cam), pointer<const T>(intrinsics), pointer<const T>(depth),
-              pointer<const int32_t>(index), pointer<const T>(weight_sum), pointer<T>(grad_views), spec, num_threads);
-        });
-      },
-      py::arg("grad_depth"), py::arg("grad_coverage"), py::arg("points"), py::arg("world_to_cam"),
-      py::arg("intrinsics"), py::arg("depth"), py::arg("index"), py::arg("weight_sum"), py::arg("grad_views"),
-      py::arg("spec"), py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "knn_cpu",
       [](Address queries, Address points, Address lengths, Address sq_dists, Address indices, int64_t B, int64_t M,
@@ -201,5 +161,48 @@ PYBIND11_MODULE(jointmae_native, m) {
       py::arg("grad_d_xy"), py::arg("grad_d_yx"), py::arg("x"), py::arg("y"), py::arg("lengths_x"),
       py::arg("lengths_y"), py::arg("index_xy"), py::arg("index_yx"), py::arg("grad_x"), py::arg("grad_y"),
       py::arg("B"), py::arg("N"), py::arg("M"), py::arg("float64"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
+
+  py::class_<jointmae::ProjectSpec>(m, "ProjectSpec")
+      .def(py::init([](int64_t B, int64_t V, int64_t N, int64_t H, int64_t W, int64_t radius, int mode, double sigma,
+                       double temperature, double background) {
+             return jointmae::ProjectSpec{
+                 B, V, N, H, W, radius, static_cast<jointmae::ProjectMode>(mode), sigma, temperature, background};
+           }),
+           py::arg("B"), py::arg("V"), py::arg("N"), py::arg("H"), py::arg("W"), py::arg("radius"), py::arg("mode"),
+           py::arg("sigma"), py::arg("temperature"), py::arg("background"));
+  m.def(
+      "project_points_cpu",
+      [](Address points, Address world_to_cam, Address intrinsics, Address depth, Address index, Address coverage,
+         Address pixels, Address dropped, Address weight_sum, const jointmae::ProjectSpec& spec, bool float64,
+         int num_threads) {
+        dispatch_cpu(float64, [&](auto level, auto scalar) {
+          using T = decltype(scalar);
+          jointmae::project_points_cpu<decltype(level)::value, T>(
+              pointer<const T>(points), pointer<const T>(world_to_cam), pointer<const T>(intrinsics), pointer<T>(depth),
+              pointer<int32_t>(index), pointer<T>(coverage), pointer<int32_t>(pixels), pointer<int64_t>(dropped),
+              pointer<T>(weight_sum), spec, num_threads);
+        });
+      },
+      py::arg("points"), py::arg("world_to_cam"), py::arg("intrinsics"), py::arg("depth"), py::arg("index"),
+      py::arg("coverage"), py::arg("pixels"), py::arg("dropped"), py::arg("weight_sum"), py::arg("spec"),
+      py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "project_points_backward_cpu",
+      [](Address grad_depth, Address grad_coverage, Address points, Address world_to_cam, Address intrinsics,
+         Address depth, Address index, Address weight_sum, Address grad_views, Address grad_points,
+         const jointmae::ProjectSpec& spec, bool float64, int num_threads) {
+        dispatch_cpu(float64, [&](auto level, auto scalar) {
+          using T = decltype(scalar);
+          jointmae::project_points_backward_cpu<decltype(level)::value, T>(
+              pointer<const T>(grad_depth), pointer<const T>(grad_coverage), pointer<const T>(points),
+              pointer<const T>(world_to_cam), pointer<const T>(intrinsics), pointer<const T>(depth),
+              pointer<const int32_t>(index), pointer<const T>(weight_sum), pointer<T>(grad_views),
+              pointer<T>(grad_points), spec, num_threads);
+        });
+      },
+      py::arg("grad_depth"), py::arg("grad_coverage"), py::arg("points"), py::arg("world_to_cam"),
+      py::arg("intrinsics"), py::arg("depth"), py::arg("index"), py::arg("weight_sum"), py::arg("grad_views"),
+      py::arg("grad_points"), py::arg("spec"), py::arg("float64"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
 }

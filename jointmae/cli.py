@@ -20,6 +20,9 @@ Config = TypeVar("Config")
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command's `main(argv)` and exits with its code; our errors become one short message on stderr."""
+    # Read when torch is loaded. By default its idle threads spin between parallel ops, in the way of our own and of
+    # every other process: with a busy neighbour a training step took 10 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

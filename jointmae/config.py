@@ -153,7 +153,7 @@ class TrainConfig:
     preset: str = "tiny"
     """Size of the model: tiny (a laptop CPU), small, or paper."""
     recipe: str = "best"
-    """Choices of the method: best (ours), paper (the paper's words and the family's habits), 3d-only."""
+    """Choices of the method: best (ours), paper (the paper's words, the family's habits), 3d-only (no depth maps)."""
     data: tuple[str, ...] = ("furniture",)
     """What to train on: "furniture" (ships with the package), or paths of .h5 files; several are joined."""
     splits: tuple[str, ...] = ("train", "extra")
@@ -172,8 +172,8 @@ class TrainConfig:
     """Learning rate before the warm-up and at the end."""
     weight_decay: float = 0.05
     """On weights of two or more dimensions; none on biases, norms and tokens."""
-    warmup_epochs: int = 10
-    """Epochs of linear warm-up."""
+    warmup_epochs: float = 10
+    """Linear warm-up of the learning rate; fractions of an epoch count."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's moments."""
     clip_grad: float = 0.0

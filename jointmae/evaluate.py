@@ -17,7 +17,7 @@ from jointmae.model.masking import draw, take
 from jointmae.probe import ProbeResult, can_probe, linear_probe, table
 from jointmae.run_folder import RunFolder
 
-_MAX_CLOUDS = 256  # held-out clouds of the reconstruction figures
+_MAX_CLOUDS = 256  # clouds of the reconstruction figures
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,24 @@ class ProbePair:
 
 
 @dataclass(frozen=True)
-class HeldOutLosses:
-    """Reconstruction of clouds that were not trained on."""
+class ReconstructionLosses:
+    """Reconstruction of clouds with fixed views and masks, without augmentation."""
 
     data: str
     num_clouds: int
+    held_out: bool  # False: these clouds were trained on, for want of a test split that was not
     loss_3d: float
     loss_2d: float
     loss_cross: float
     trivial_loss_3d: float  # of the best constant group: what a model gets that knows nothing of the cloud
+
+    @property
+    def against_trivial(self) -> str:
+        """How `loss_3d` compares with the trivial one, in words that fit before "the best constant group's"."""
+        if self.trivial_loss_3d == 0:  # every group is one point, many times over
+            return "beside"
+        gain = 1 - self.loss_3d / self.trivial_loss_3d
+        return f"{abs(gain):.0%} {'below' if gain >= 0 else 'ABOVE'}"
 
 
 @dataclass(frozen=True)
@@ -46,28 +55,30 @@ class Evaluation:
     """All that the report says beside the curves."""
 
     probes: list[ProbePair]
-    losses: HeldOutLosses
+    losses: ReconstructionLosses
 
 
 def evaluate_run(folder: RunFolder, config: TrainConfig, model: JointMAE, clouds: PointClouds) -> str:
     """Probes, writes `evaluation.json`, `report.html` and the model card; returns the result as text."""
     from jointmae.report import write_model_card, write_report
 
-    held_out = held_out_clouds(config, clouds)
+    test_clouds = first_test_split(config, clouds.device)
+    held_out = test_clouds is not None and "test" not in config.splits
+    shown = clouds if test_clouds is None else test_clouds
     probes = [pair for name in config.data if (pair := _probe(name, model, config.seed))]
-    evaluation = Evaluation(probes, held_out_losses(model, held_out))
+    evaluation = Evaluation(probes, reconstruction_losses(model, shown, held_out))
     write_atomically(folder.path / "evaluation.json", to_json(dataclasses.asdict(evaluation)))
-    write_report(folder, config, model, held_out, evaluation)
+    write_report(folder, config, model, shown, evaluation)
     write_model_card(folder, config, evaluation)
     return summary(evaluation)
 
 
-def held_out_clouds(config: TrainConfig, clouds: PointClouds) -> PointClouds:
-    """The test split of the first of --data that has one; else the clouds trained on."""
+def first_test_split(config: TrainConfig, device: torch.device) -> PointClouds | None:
+    """The test split of the first of --data that has one."""
     for name in config.data:
         if "test" in splits_of(name):
-            return load(name, ("test",), clouds.device)
-    return clouds
+            return load(name, ("test",), device)
+    return None
 
 
 def _probe(name: str, model: JointMAE, seed: int) -> ProbePair | None:
@@ -82,7 +93,7 @@ def _probe(name: str, model: JointMAE, seed: int) -> ProbePair | None:
 
 
 @torch.no_grad()
-def held_out_losses(model: JointMAE, clouds: PointClouds) -> HeldOutLosses:
+def reconstruction_losses(model: JointMAE, clouds: PointClouds, held_out: bool) -> ReconstructionLosses:
     """Mean losses of `model` on up to 256 clouds, and the loss of the best constant group on the same groups."""
     outputs = [reconstruct(model, clouds, ids) for ids in torch.arange(min(len(clouds), _MAX_CLOUDS)).split(32)]
     weights = torch.tensor([len(output.pred_groups) for output in outputs], dtype=torch.float32)
@@ -95,7 +106,9 @@ def held_out_losses(model: JointMAE, clouds: PointClouds) -> HeldOutLosses:
     targets = [take(o.inputs.groups, o.inputs.mask_3d.ids_hidden).flatten(0, 1) for o in outputs]
     _, trivial = best_constant_patch(_at_most(torch.cat(targets) * scale, 2048))
     num_clouds = min(len(clouds), _MAX_CLOUDS)
-    return HeldOutLosses(clouds.title, num_clouds, mean("loss_3d"), mean("loss_2d"), mean("loss_cross"), trivial)
+    return ReconstructionLosses(
+        clouds.title, num_clouds, held_out, mean("loss_3d"), mean("loss_2d"), mean("loss_cross"), trivial
+    )
 
 
 def _at_most(values: Tensor, count: int) -> Tensor:
@@ -107,17 +120,17 @@ def _at_most(values: Tensor, count: int) -> Tensor:
 def reconstruct(model: JointMAE, clouds: PointClouds, ids: Tensor, seed: int = 0) -> Reconstruction:
     """What the model makes of clouds `ids` [B] with a fixed view and fixed masks, in evaluation mode."""
     ids = ids.to(clouds.device)
-    points = clouds.first(model.config.num_points).points[ids]
-    output: Reconstruction = model.eval()(points, clouds.up[ids], draw(model.config, seed, 0, ids))
+    batch = clouds.select(ids).first(model.config.num_points)
+    output: Reconstruction = model.eval()(batch.points, batch.up, draw(model.config, seed, 0, ids))
     return output
 
 
 def summary(evaluation: Evaluation) -> str:
     """The result for the terminal."""
     losses = evaluation.losses
-    gain = 1 - losses.loss_3d / losses.trivial_loss_3d
+    where = "held-out" if losses.held_out else "training"
     lines = [
-        f"held-out L_3D {losses.loss_3d:.4f}, {gain:.0%} below the best constant group's {losses.trivial_loss_3d:.4f} "
+        f"{where} L_3D {losses.loss_3d:.4f}, {losses.against_trivial} the best constant group's {losses.trivial_loss_3d:.4f} "
         f"({losses.num_clouds} clouds of {losses.data})"
     ]
     for pair in evaluation.probes:

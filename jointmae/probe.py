@@ -1,7 +1,8 @@
 """The linear probe: how well a linear SVM on frozen features tells classes apart. S clouds, D features.
 
-Features are neither scaled nor centred; C is chosen by 5-fold cross-validation on the training split; the test split is
-read once for each pooling. Always quote the untrained encoder beside a trained one: it is a high floor.
+Features are neither scaled nor centred; C is chosen by 5-fold cross-validation on the training split (fewer folds where
+classes are smaller than that); the test split is read once for each pooling. Always quote the untrained encoder beside
+a trained one: it is a high floor.
 """
 
 from __future__ import annotations
@@ -82,6 +83,17 @@ def linear_probe(model: JointMAE, train: PointClouds, test: PointClouds) -> list
         _fit(pooling, x_train[:, columns[pooling]], y_train, x_test[:, columns[pooling]], y_test)
         for pooling in POOLINGS
     ]
+
+
+def can_probe(train: PointClouds, test: PointClouds) -> bool:
+    """Whether there are labels to train on, to cross-validate with and to test on."""
+    return _num_folds(train.labelled().labels.cpu().numpy()) >= 2 and len(test.labelled()) > 0
+
+
+def _num_folds(labels: NDArray[np.int64]) -> int:
+    """5, or fewer so that no fold's training part is left with a single class; below 2 if even that cannot be."""
+    sizes = sorted(np.unique(labels, return_counts=True)[1].tolist(), reverse=True)
+    return min(5, sizes[1]) if len(sizes) >= 2 else 0
 
 
 def _fit(

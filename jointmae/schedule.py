@@ -24,7 +24,7 @@ class Schedule:
     def lr(self, step: int) -> float:
         """The learning rate of step 0, 1, ..."""
         config = self.config
-        warmup = config.warmup_epochs * self.steps_per_epoch
+        warmup = round(config.warmup_epochs * self.steps_per_epoch)
         if step < warmup:
             return config.min_lr + (config.lr - config.min_lr) * (step + 1) / warmup
         total = config.epochs * self.steps_per_epoch

@@ -280,8 +280,8 @@ class Trainer:
         record = {"step": self.step, "epoch": (self.step - 1) // self.schedule.steps_per_epoch}
         means = dict(zip(names, _column_means(self.window), strict=True))
         self.folder.append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})
-        memory = memory_bytes(self.device)
-        self.folder.append("timings", {"step": self.step, "clouds_per_second": self._speed(), "memory": memory})
+        timing = {"step": self.step, "seconds": time.monotonic() - self._timed_from, "clouds_per_second": self._speed()}
+        self.folder.append("timings", {**timing, "memory": memory_bytes(self.device)})
         self._timed_steps, self._timed_from = 0, time.monotonic()
 
     def _speed(self) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from models import batch, furniture, micro_config, micro_model
 from torch import Tensor, nn
 
 from jointmae import ops
@@ -18,6 +17,7 @@ from jointmae.model.embed import hide_points, image_of, patches_of
 from jointmae.model.masking import draw, take, visible_flags
 from jointmae.model.projection import intrinsics, project
 from jointmae.recipes import PRESETS, train_config
+from tests.models import batch, furniture, micro_config, micro_model
 
 BATCH_SIZES = pytest.mark.parametrize("size", [1, 3], ids=["batch of one", "batch"])
 
@@ -420,7 +420,7 @@ def test_the_3d_baseline_has_no_trace_of_2d():
     ids=lambda changes: ",".join(f"{k}={v}" for k, v in changes.items()),
 )
 def test_every_open_choice_trains(changes):
-    """Each option gives finite losses, other losses than the default, and a gradient to every parameter that it uses."""
+    """Each option gives finite losses, other losses than the default, and a gradient to every parameter."""
     model, default = micro_model(**changes), micro_model()
     points, up, draws = batch(model.config)
     out = model(points, up, draws)
@@ -436,6 +436,7 @@ def test_every_open_choice_trains(changes):
 # ---- downstream ----
 
 
+@pytest.mark.filterwarnings("ignore:encode")
 @pytest.mark.parametrize("num_points", [32, 100, 256, 300])
 def test_encode_any_cloud(num_points):
     model = micro_model().eval()
@@ -458,6 +459,7 @@ def test_encode_warns_far_from_its_density():
         micro_model().eval().encode(load_points(32))
 
 
+@pytest.mark.filterwarnings("ignore:encode")
 @pytest.mark.parametrize(
     ("points", "message"),
     [

@@ -1,5 +1,6 @@
 // One thread per pair of clouds, or per range of x where there are fewer pairs than threads. Each row (a point of x)
-// meets all columns (the points of y) once, for both directions.
+// meets all columns (the points of y) once, for both directions; the loop keeps minima only. Where a minimum lies is
+// known to a tile of columns or a block of rows, in which the equal distance is then looked for.
 #include <algorithm>
 #include <limits>
 
@@ -7,60 +8,141 @@
 #include "common/coordinates.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "common/simd.h"
 
 namespace jointmae {
 namespace {
 
-constexpr int64_t kTile = 512;  // columns whose minimum is taken at a time, so that the arg-min search reads one tile
+constexpr int64_t kTile = 256;  // columns
 
-// What rows begin..end-1 of x say about the columns of y.
-template <Isa isa, typename T>
-struct Columns {
-  T* nearest;    // [M], squared distance
-  int32_t* row;  // [M]
-};
+// Rows that meet a column together: their minima stay in registers.
+template <Isa isa>
+constexpr int64_t kRows = isa == Isa::avx512 ? 8 : 4;
 
-// One row against `count` columns: their minimum; columns that this row is strictly nearer to become its own.
+// The first point from `begin` on at `sq_dist` from (px, py, pz): there must be one.
 template <Isa isa, typename T>
-T meet(const T* __restrict__ x, const T* __restrict__ y, const T* __restrict__ z, const T* point, int32_t row,
-       T* __restrict__ nearest, int32_t* __restrict__ nearest_row, int64_t count) {
-  const T px = point[0], py = point[1], pz = point[2];
-  T minimum = std::numeric_limits<T>::infinity();
-#pragma omp simd reduction(min : minimum)
-  for (int64_t j = 0; j < count; ++j) {
-    const T d = sq_distance<isa>(x[j], y[j], z[j], px, py, pz);
-    nearest_row[j] = d < nearest[j] ? row : nearest_row[j];
-    nearest[j] = d < nearest[j] ? d : nearest[j];
-    minimum = d < minimum ? d : minimum;
+int64_t find(const Coordinates<isa, T>& cloud, int64_t begin, const T* point, T sq_dist) {
+  using S = Simd<isa, T>;
+  const auto px = S::broadcast(point[0]), py = S::broadcast(point[1]), pz = S::broadcast(point[2]);
+  const auto wanted = S::broadcast(sq_dist);
+  for (int64_t i = begin;; i += S::kLanes) {
+    const auto d = sq_distance<isa>(S::load(cloud.x + i), S::load(cloud.y + i), S::load(cloud.z + i), px, py, pz);
+    const int64_t lane = S::first_equal(d, wanted);
+    if (lane < S::kLanes) return i + lane;
   }
-  return minimum;
 }
 
+// What the rows met so far say about each column.
 template <Isa isa, typename T>
-void meet_rows(const T* rows, int64_t begin, int64_t end, const T* coordinates, int64_t M, Columns<isa, T> columns,
-               T* d_xy, int64_t* index_xy) {
-  const T *x = coordinates, *y = x + M, *z = y + M;
-  for (int64_t j = 0; j < M; ++j) {
-    columns.nearest[j] = std::numeric_limits<T>::infinity();
-    columns.row[j] = static_cast<int32_t>(begin);
+struct Columns {
+  T* nearest;                               // [M, rounded up to vectors]: squared distance
+  typename Simd<isa, T>::Index* first_row;  // [same]: the first row of the block that it belongs to
+};
+
+// kRows rows against columns begin..end-1, whole vectors of them: the rows' minima, and what changes for the columns.
+template <Isa isa, typename T>
+void meet(const Coordinates<isa, T>& columns, int64_t begin, int64_t end, const T (&rows)[kRows<isa>][3],
+          int64_t first_row, Columns<isa, T> known, T* minima) {
+  using S = Simd<isa, T>;
+  using Vector = typename S::Vector;
+  constexpr int64_t R = kRows<isa>;
+  Vector minimum[R], x[R], y[R], z[R];
+  for (int64_t r = 0; r < R; ++r) {
+    minimum[r] = S::broadcast(std::numeric_limits<T>::infinity());
+    x[r] = S::broadcast(rows[r][0]);
+    y[r] = S::broadcast(rows[r][1]);
+    z[r] = S::broadcast(rows[r][2]);
   }
-  for (int64_t i = begin; i < end; ++i) {
-    const T* point = rows + 3 * i;
-    T best = std::numeric_limits<T>::infinity();
-    int64_t tile = 0;
-    for (int64_t first = 0; first < M; first += kTile) {
-      const T minimum = meet<isa>(x + first, y + first, z + first, point, static_cast<int32_t>(i),
-                                  columns.nearest + first, columns.row + first, std::min(kTile, M - first));
-      if (minimum < best) {  // strictly: the first tile of the minimum stays
-        best = minimum;
-        tile = first;
+  for (int64_t j = begin; j < end; j += S::kLanes) {
+    const Vector cx = S::load(columns.x + j), cy = S::load(columns.y + j), cz = S::load(columns.z + j);
+    const Vector before = S::load(known.nearest + j);
+    Vector nearest = before;
+    for (int64_t r = 0; r < R; ++r) {
+      const Vector d = sq_distance<isa>(cx, cy, cz, x[r], y[r], z[r]);
+      minimum[r] = d < minimum[r] ? d : minimum[r];
+      nearest = d < nearest ? d : nearest;
+    }
+    const auto row = S::load_index(known.first_row + j);
+    const auto this_row = S::broadcast_index(static_cast<typename S::Index>(first_row));
+    S::store(known.nearest + j, nearest);
+    S::store_index(known.first_row + j, nearest < before ? this_row : row);
+  }
+  for (int64_t r = 0; r < R; ++r) minima[r] = S::lowest(minimum[r]);
+}
+
+// Rows begin..end-1 against all M columns.
+template <Isa isa, typename T>
+void meet_all(const T* x, int64_t begin, int64_t end, const Coordinates<isa, T>& columns, int64_t M,
+              Columns<isa, T> known, T* d_xy, int64_t* index_xy) {
+  constexpr int64_t R = kRows<isa>;
+  const int64_t padded = Simd<isa, T>::round_up(M);
+  for (int64_t j = 0; j < padded; ++j) {
+    known.nearest[j] = std::numeric_limits<T>::infinity();
+    known.first_row[j] = static_cast<typename Simd<isa, T>::Index>(begin);
+  }
+  for (int64_t i = begin; i < end; i += R) {
+    T rows[R][3], best[R], minima[R];
+    int64_t tile[R];
+    for (int64_t r = 0; r < R; ++r) {
+      const T* point = x + 3 * std::min(i + r, end - 1);  // the last row again, where the block is not full
+      for (int c = 0; c < 3; ++c) rows[r][c] = point[c];
+      best[r] = std::numeric_limits<T>::infinity();
+      tile[r] = 0;
+    }
+    for (int64_t j = 0; j < M; j += kTile) {
+      meet(columns, j, std::min(j + kTile, padded), rows, i, known, minima);
+      for (int64_t r = 0; r < R; ++r) {
+        if (minima[r] < best[r]) best[r] = minima[r], tile[r] = j;  // strictly: the first tile of the minimum stays
       }
     }
-    int64_t j = tile;
-    while (sq_distance<isa>(x[j], y[j], z[j], point[0], point[1], point[2]) != best) ++j;
-    d_xy[i] = best;
-    index_xy[i] = j;
+    for (int64_t r = 0; r < std::min(R, end - i); ++r) {
+      d_xy[i + r] = best[r];
+      index_xy[i + r] = find(columns, tile[r], rows[r], best[r]);
+    }
   }
+}
+
+// From what is known about the M columns to the output.
+template <Isa isa, typename T>
+void finish(const Coordinates<isa, T>& rows, const T* y, int64_t M, Columns<isa, T> known, T* d_yx, int64_t* index_yx) {
+  for (int64_t j = 0; j < M; ++j) {
+    d_yx[j] = known.nearest[j];
+    index_yx[j] = find(rows, known.first_row[j], y + 3 * j, known.nearest[j]);
+  }
+}
+
+// The padding of ragged clouds, points n..N-1.
+template <Isa isa, typename T>
+void clear(T* distance, int64_t* index, int64_t n, int64_t N) {
+  for (int64_t i = n; i < N; ++i) distance[i] = 0, index[i] = 0;
+}
+
+// More threads than pairs: each range of rows keeps what it knows about the columns, and the first range that is
+// nearest wins.
+template <Isa isa, typename T>
+void one_pair(const T* x, int64_t n, const T* y, int64_t m, T* d_xy, T* d_yx, int64_t* index_xy, int64_t* index_yx,
+              int64_t num_ranges, int num_threads) {
+  using Index = typename Simd<isa, T>::Index;
+  const int64_t stride = Simd<isa, T>::round_up(m);
+  Scratch<isa, T> row_memory(Coordinates<isa, T>::size_for(n)), column_memory(Coordinates<isa, T>::size_for(m));
+  Coordinates<isa, T> rows(row_memory.get(), n), columns(column_memory.get(), m);
+  rows.fill(x, n);
+  columns.fill(y, m);
+  Scratch<isa, T> nearest(num_ranges * stride);
+  Scratch<isa, Index> first_row(num_ranges * stride);
+  Columns<isa, T> known{nearest.get(), first_row.get()};
+  parallel_for(num_ranges, 1, num_threads, [=, &columns](int64_t first, int64_t last) {
+    for (int64_t range = first; range < last; ++range) {
+      meet_all(x, n * range / num_ranges, n * (range + 1) / num_ranges, columns, m,
+               Columns<isa, T>{known.nearest + range * stride, known.first_row + range * stride}, d_xy, index_xy);
+    }
+  });
+  for (int64_t other = stride; other < num_ranges * stride; other += stride) {
+    for (int64_t j = 0; j < m; ++j) {
+      if (nearest[other + j] < nearest[j]) nearest[j] = nearest[other + j], first_row[j] = first_row[other + j];
+    }
+  }
+  finish(rows, y, m, known, d_yx, index_yx);
 }
 
 }  // namespace
@@ -68,49 +150,34 @@ void meet_rows(const T* rows, int64_t begin, int64_t end, const T* coordinates, 
 template <Isa isa, typename T>
 void chamfer_distance_cpu(const T* x, const T* y, const int64_t* lengths_x, const int64_t* lengths_y, T* d_xy, T* d_yx,
                           int64_t* index_xy, int64_t* index_yx, int64_t B, int64_t N, int64_t M, int num_threads) {
-  if (B == 0) return;
-  // Row ranges per pair: 1 where there are pairs enough for the threads.
-  const int64_t num_ranges = std::clamp<int64_t>(num_threads / B, 1, N);
-  Scratch<isa, T> range_nearest(num_ranges > 1 ? B * num_ranges * M : 0);
-  Scratch<isa, int32_t> range_row(num_ranges > 1 ? B * num_ranges * M : 0);
-  T* all_nearest = range_nearest.get();
-  int32_t* all_rows = range_row.get();
-  const int64_t num_tasks = B * num_ranges;
-  const int64_t grain = std::max<int64_t>(1, num_tasks / (8 * num_threads));
-  parallel_for(num_tasks, grain, num_threads, [=](int64_t first, int64_t last) {
-    Scratch<isa, T> coordinates(3 * M);
-    Scratch<isa, int32_t> row(M);
-    for (int64_t task = first; task < last; ++task) {
-      const int64_t b = task / num_ranges, range = task % num_ranges;
+  if (B < num_threads) {
+    for (int64_t b = 0; b < B; ++b) {
       const int64_t n = lengths_x ? lengths_x[b] : N, m = lengths_y ? lengths_y[b] : M;
-      const int64_t begin = n * range / num_ranges, end = n * (range + 1) / num_ranges;
-      split_coordinates<isa>(y + b * M * 3, coordinates.get(), m);
-      const Columns<isa, T> columns = num_ranges == 1 ? Columns<isa, T>{d_yx + b * M, row.get()}
-                                                      : Columns<isa, T>{all_nearest + task * M, all_rows + task * M};
-      meet_rows(x + b * N * 3, begin, end, coordinates.get(), m, columns, d_xy + b * N, index_xy + b * N);
-      if (num_ranges == 1) {
-        for (int64_t j = 0; j < m; ++j) index_yx[b * M + j] = row[j];
-        for (int64_t j = m; j < M; ++j) d_yx[b * M + j] = 0, index_yx[b * M + j] = 0;
-      }
-      if (range == num_ranges - 1) {
-        for (int64_t i = n; i < N; ++i) d_xy[b * N + i] = 0, index_xy[b * N + i] = 0;
-      }
+      one_pair<isa>(x + b * N * 3, n, y + b * M * 3, m, d_xy + b * N, d_yx + b * M, index_xy + b * N, index_yx + b * M,
+                    std::min<int64_t>(num_threads, n), num_threads);
+      clear<isa>(d_xy + b * N, index_xy + b * N, n, N);
+      clear<isa>(d_yx + b * M, index_yx + b * M, m, M);
+    }
+    return;
+  }
+  const int64_t grain = std::max<int64_t>(1, B / (8 * num_threads));
+  parallel_for(B, grain, num_threads, [=](int64_t begin, int64_t end) {
+    using Index = typename Simd<isa, T>::Index;
+    Scratch<isa, T> row_memory(Coordinates<isa, T>::size_for(N)), column_memory(Coordinates<isa, T>::size_for(M));
+    Coordinates<isa, T> rows(row_memory.get(), N), columns(column_memory.get(), M);
+    Scratch<isa, T> nearest(Simd<isa, T>::round_up(M));
+    Scratch<isa, Index> first_row(Simd<isa, T>::round_up(M));
+    const Columns<isa, T> known{nearest.get(), first_row.get()};
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t n = lengths_x ? lengths_x[b] : N, m = lengths_y ? lengths_y[b] : M;
+      rows.fill(x + b * N * 3, n);
+      columns.fill(y + b * M * 3, m);
+      meet_all(x + b * N * 3, 0, n, columns, m, known, d_xy + b * N, index_xy + b * N);
+      finish(rows, y + b * M * 3, m, known, d_yx + b * M, index_yx + b * M);
+      clear<isa>(d_xy + b * N, index_xy + b * N, n, N);
+      clear<isa>(d_yx + b * M, index_yx + b * M, m, M);
     }
   });
-  if (num_ranges == 1) return;
-  for (int64_t b = 0; b < B; ++b) {
-    const int64_t m = lengths_y ? lengths_y[b] : M;
-    for (int64_t j = 0; j < M; ++j) {
-      T nearest = j < m ? all_nearest[b * num_ranges * M + j] : 0;
-      int32_t row = j < m ? all_rows[b * num_ranges * M + j] : 0;
-      for (int64_t range = 1; range < num_ranges && j < m; ++range) {
-        const int64_t other = (b * num_ranges + range) * M + j;
-        if (all_nearest[other] < nearest) nearest = all_nearest[other], row = all_rows[other];
-      }
-      d_yx[b * M + j] = nearest;
-      index_yx[b * M + j] = row;
-    }
-  }
 }
 
 namespace {

@@ -1,11 +1,11 @@
-// Are all numbers of an array finite? The check that every op makes of its input, so it must cost next to nothing.
+// The look for NaN and infinity that every op takes before it trusts its input on the CPU.
 #pragma once
 
 #include <cstdint>
 
 namespace jointmae {
 
-// False if any of values[0..count) is NaN or infinite. T is float or double.
+// True if none of `count` values is NaN or infinite. T is float or double.
 template <typename T>
 bool all_finite(const T* values, int64_t count, int num_threads);
 

@@ -18,6 +18,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
 
   T* get() { return data_; }
+  const T* get() const { return data_; }
   T& operator[](int64_t i) { return data_[i]; }
 
  private:

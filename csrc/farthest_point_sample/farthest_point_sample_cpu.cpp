@@ -30,9 +30,10 @@ T update_block(const T* __restrict__ x, const T* __restrict__ y, const T* __rest
 template <Isa isa, typename T>
 void sample_cloud(const T* points, int64_t* indices, int64_t N, int64_t M, int64_t start) {
   const int64_t num_blocks = (N + kBlock - 1) / kBlock;
-  Scratch<isa, T> coordinates(3 * N), sq_dist(N), block_max(num_blocks);
-  T *x = coordinates.get(), *y = x + N, *z = y + N;
-  split_coordinates<isa>(points, coordinates.get(), N);
+  Scratch<isa, T> memory(Coordinates<isa, T>::size_for(N)), sq_dist(N), block_max(num_blocks);
+  Coordinates<isa, T> cloud(memory.get(), N);
+  cloud.fill(points, N);
+  const T *x = cloud.x, *y = cloud.y, *z = cloud.z;
   std::fill(sq_dist.get(), sq_dist.get() + N, std::numeric_limits<T>::infinity());
   int64_t last = start;
   indices[0] = start;

@@ -40,8 +40,8 @@ void project_points_cpu(const T* points,        // [B, N, 3], finite
                         T* weight_sum,          // [B, V, H, W], sum w; null in zbuffer mode
                         const ProjectSpec& spec, int num_threads);
 
-// The gradient of depth and coverage to the points, one share per view (their sum over V is the gradient). Only depth
-// passes one in the modes zbuffer and harmonic, to z alone; z_min is a constant.
+// The gradient of depth and coverage to the points. Only depth passes one in the modes zbuffer and harmonic, to z
+// alone; z_min is a constant.
 template <Isa isa, typename T>
 void project_points_backward_cpu(const T* grad_depth,     // [B, V, H, W] or null for zeros
                                  const T* grad_coverage,  // [B, V, H, W] or null for zeros
@@ -49,7 +49,8 @@ void project_points_backward_cpu(const T* grad_depth,     // [B, V, H, W] or nul
                                  const T* world_to_cam,   // [B, V, 3, 4]
                                  const T* intrinsics,     // [B, V, 3, 3]
                                  const T* depth, const int32_t* index, const T* weight_sum,  // as forward gave them
-                                 T* grad_views,                                              // [B, V, N, 3]
+                                 T* grad_views,   // [B, V, N, 3], scratch: each view's share
+                                 T* grad_points,  // [B, N, 3]
                                  const ProjectSpec& spec, int num_threads);
 
 }  // namespace jointmae

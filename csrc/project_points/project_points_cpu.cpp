@@ -19,9 +19,11 @@ constexpr int64_t kLanes = 8;
 // exp(x) for x <= 0 (more counts as 0) to 2 units in the last place, 0 below e^-87; Cephes' polynomial.
 template <Isa isa>
 inline float exp_negative(float x) {
-  const float clamped = x > 0.0f ? 0.0f : (x < -87.0f ? -87.0f : x);
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = (clamped * 1.44269504f + kRound) - kRound;
+  float clamped = x < 0.0f ? x : 0.0f;
+  clamped = clamped > -87.0f ? clamped : -87.0f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer n, and leaves n in the low bits
+  const float shifted = clamped * 1.44269504f + kRound;
+  const float n = shifted - kRound;
   const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -30,7 +32,9 @@ inline float exp_negative(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = (p * (r * r) + r) + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
   return x < -87.0f ? 0.0f : p * power;
@@ -85,6 +89,14 @@ int64_t project_view(const T* __restrict__ points, const T* __restrict__ m, cons
   return N - kept;
 }
 
+template <Isa isa, typename T>
+void write_pixels(const Projected<isa, T>& view, int32_t* __restrict__ pixels, int64_t N) {
+  for (int64_t n = 0; n < N; ++n) {
+    pixels[2 * n] = view.px[n];
+    pixels[2 * n + 1] = view.py[n];
+  }
+}
+
 // The shape of a canvas for this spec. L lanes.
 struct CanvasShape {
   int64_t width;   // columns (and rows) of a footprint
@@ -105,7 +117,7 @@ void fill(T* __restrict__ values, T value, int64_t count) {
 }
 
 // The z-buffer: the nearest point of each canvas pixel and its z, infinity and -1 where there is none. Ties go to the
-// lowest index because points come in order.
+// lowest index because points come in order. `lane_z` is room for one row of a footprint.
 template <Isa isa, int64_t L, typename T>
 void draw_nearest(const Projected<isa, T>& view, const CanvasShape& canvas, T* __restrict__ lane_z, int64_t N,
                   T* __restrict__ z_min, int32_t* __restrict__ index) {
@@ -131,46 +143,50 @@ void draw_nearest(const Projected<isa, T>& view, const CanvasShape& canvas, T* _
 }
 
 // The separable parts of a point's weights, one value per column and per row of its footprint, 0 in spare columns.
-template <Isa isa, typename T>
+template <Isa isa, int64_t L, typename T>
 struct Footprint {
-  explicit Footprint(const CanvasShape& canvas) : values(4 * canvas.padded), count(canvas.padded) {
-    dx = values.get(), dy = dx + count, wx = dy + count, wy = wx + count;
+  explicit Footprint(const CanvasShape& canvas) : values(5 * canvas.padded), padded(canvas.padded) {
+    dx = values.get(), dy = dx + padded, wx = dy + padded, wy = wx + padded, flat = wy + padded;
+    for (int64_t j = 0; j < padded; ++j) flat[j] = j < canvas.width ? T(1) : T(0);
   }
-  // soft: Gaussian weights, and the offsets from (u, v) to the pixels' centres
-  void gaussian(T u, T v, int64_t px, int64_t py, const ProjectSpec& spec, T scale) {
-    const int64_t width = 2 * spec.radius + 1;
-    const T left = static_cast<T>(px - spec.radius) + T(0.5), top = static_cast<T>(py - spec.radius) + T(0.5);
+  // Gaussian weights of the pixels around (px, py), and the offsets from (u, v) to their centres.
+  void gaussian(T u, T v, int64_t px, int64_t py, int64_t radius, T scale) {
+    const T left = static_cast<T>(px - radius) + T(0.5), top = static_cast<T>(py - radius) + T(0.5);
+    for (int64_t j = 0; j < padded; j += L) {
+      T* __restrict__ x = dx + j, * __restrict__ y = dy + j, * __restrict__ ex = wx + j, * __restrict__ ey = wy + j;
+      const T* __restrict__ spare = flat + j;
+      const int32_t first = static_cast<int32_t>(j);
 #pragma omp simd
-    for (int64_t j = 0; j < count; ++j) {
-      dx[j] = (left + static_cast<T>(static_cast<int32_t>(j))) - u;
-      dy[j] = (top + static_cast<T>(static_cast<int32_t>(j))) - v;
-      wx[j] = j < width ? exp_negative<isa>((dx[j] * dx[j]) * scale) : T(0);
-      wy[j] = exp_negative<isa>((dy[j] * dy[j]) * scale);
+      for (int32_t l = 0; l < static_cast<int32_t>(L); ++l) {
+        const T offset = static_cast<T>(first + l);
+        const T a = (left + offset) - u, b = (top + offset) - v;
+        x[l] = a;
+        y[l] = b;
+        ex[l] = exp_negative<isa>((a * a) * scale) * spare[l];
+        ey[l] = exp_negative<isa>((b * b) * scale);
+      }
     }
   }
-  void flat(int64_t width) {
-    for (int64_t j = 0; j < count; ++j) wx[j] = j < width ? T(1) : T(0);
-  }
   Scratch<isa, T> values;
-  int64_t count;
+  int64_t padded;
   T *dx, *dy, *wx, *wy;
+  T* flat;  // 1 in the footprint's columns
 };
 
 // Adds up the weights w and w * z (harmonic: 1) of the points of one view, in their order.
 template <Isa isa, int64_t L, ProjectMode mode, typename T>
-void accumulate(const Projected<isa, T>& view, const CanvasShape& canvas, Footprint<isa, T>& footprint,
+void accumulate(const Projected<isa, T>& view, const CanvasShape& canvas, Footprint<isa, L, T>& footprint,
                 const ProjectSpec& spec, const T* __restrict__ z_min, T* __restrict__ weights, T* __restrict__ sums) {
   fill<isa>(weights, T(0), canvas.size);
   fill<isa>(sums, T(0), canvas.size);
   const T gaussian_scale = static_cast<T>(-0.5 / (spec.sigma * spec.sigma));
   const T per_temperature = static_cast<T>(1.0 / spec.temperature);
-  const T* __restrict__ wx = footprint.wx;
-  footprint.flat(canvas.width);
+  const T* __restrict__ wx = mode == ProjectMode::soft ? footprint.wx : footprint.flat;
   for (int64_t n = 0; n < spec.N; ++n) {
     if (view.px[n] < 0) continue;
     const T z = view.z[n], per_z = T(1) / z;
     if constexpr (mode == ProjectMode::soft) {
-      footprint.gaussian(view.u[n], view.v[n], view.px[n], view.py[n], spec, gaussian_scale);
+      footprint.gaussian(view.u[n], view.v[n], view.px[n], view.py[n], spec.radius, gaussian_scale);
     }
     for (int64_t i = 0; i < canvas.width; ++i) {
       const int64_t row = (view.py[n] + i) * canvas.stride + view.px[n];
@@ -200,45 +216,34 @@ struct Image {
   int32_t* index;
 };
 
-template <Isa isa, typename T>
-void write_nearest(const ProjectSpec& spec, const CanvasShape& canvas, const T* z_min, const int32_t* index,
-                   const Image<T>& image) {
-  for (int64_t y = 0; y < spec.H; ++y) {
-    const int64_t from = (y + spec.radius) * canvas.stride + spec.radius, to = y * spec.W;
-    const T* __restrict__ source_z = z_min + from;
-    const int32_t* __restrict__ source_index = index + from;
-    T* __restrict__ depth = image.depth + to, * __restrict__ coverage = image.coverage + to;
-    int32_t* __restrict__ target_index = image.index + to;
-#pragma omp simd
-    for (int64_t x = 0; x < spec.W; ++x) {
-      const bool covered = source_index[x] >= 0;
-      target_index[x] = source_index[x];
-      depth[x] = covered ? source_z[x] : T(0);
-      coverage[x] = covered ? T(1) : T(0);
-    }
-  }
-}
-
 template <Isa isa, ProjectMode mode, typename T>
-void write_sums(const ProjectSpec& spec, const CanvasShape& canvas, const T* weights, const T* sums,
-                const Image<T>& image) {
+void write_image(const ProjectSpec& spec, const CanvasShape& canvas, const T* z_min, const int32_t* nearest,
+                 const T* weights, const T* sums, const Image<T>& image) {
   const T background = static_cast<T>(spec.background);
   for (int64_t y = 0; y < spec.H; ++y) {
     const int64_t from = (y + spec.radius) * canvas.stride + spec.radius, to = y * spec.W;
-    const T* __restrict__ w = weights + from, * __restrict__ s = sums + from;
+    const int32_t* __restrict__ source = nearest + from;
+    int32_t* __restrict__ index = image.index + to;
     T* __restrict__ depth = image.depth + to, * __restrict__ coverage = image.coverage + to;
-    T* __restrict__ weight_sum = image.weight_sum + to;
+    if constexpr (mode == ProjectMode::zbuffer) {
+      const T* __restrict__ z = z_min + from;
 #pragma omp simd
-    for (int64_t x = 0; x < spec.W; ++x) {
-      const bool covered = w[x] > 0;
-      const T divisor = covered ? w[x] : T(1);
-      weight_sum[x] = w[x];
-      if constexpr (mode == ProjectMode::soft) {
-        depth[x] = s[x] / divisor;  // where the weights are 0, so is the sum
-        coverage[x] = w[x] / (w[x] + background);
-      } else {
-        depth[x] = s[x] / divisor;
+      for (int64_t x = 0; x < spec.W; ++x) {
+        const bool covered = source[x] >= 0;
+        index[x] = source[x];
+        depth[x] = covered ? z[x] : T(0);
         coverage[x] = covered ? T(1) : T(0);
+      }
+    } else {
+      const T* __restrict__ w = weights + from, * __restrict__ s = sums + from;
+      T* __restrict__ weight_sum = image.weight_sum + to;
+#pragma omp simd
+      for (int64_t x = 0; x < spec.W; ++x) {
+        const bool covered = w[x] > 0;  // where the weights are 0, so is the sum
+        index[x] = source[x];
+        weight_sum[x] = w[x];
+        depth[x] = s[x] / (covered ? w[x] : T(1));
+        coverage[x] = mode == ProjectMode::soft ? w[x] / (w[x] + background) : (covered ? T(1) : T(0));
       }
     }
   }
@@ -250,79 +255,92 @@ int64_t view_grain(int64_t num_views, int num_threads) {
   return std::max<int64_t>(1, num_views / (4 * std::max(num_threads, 1)));
 }
 
-template <Isa isa, int64_t L, typename T>
-void draw_views(const T* points, const T* world_to_cam, const T* intrinsics, T* depth, int32_t* index, T* coverage,
-                int32_t* pixels, int64_t* dropped, T* weight_sum, const ProjectSpec& spec, int64_t begin, int64_t end) {
-  const int64_t N = spec.N, num_pixels = spec.H * spec.W;
-  const CanvasShape canvas = CanvasShape::of<isa>(spec, L);
-  const bool zbuffer = spec.mode == ProjectMode::zbuffer;
-  Projected<isa, T> view(N);
-  Footprint<isa, T> footprint(canvas);
-  Scratch<isa, T> z_min(canvas.size), weights(zbuffer ? 0 : canvas.size), sums(zbuffer ? 0 : canvas.size);
-  Scratch<isa, int32_t> nearest(canvas.size);
-  for (int64_t b = begin; b < end; ++b) {
-    dropped[b] = project_view(points + b / spec.V * N * 3, world_to_cam + b * 12, intrinsics + b * 9, spec, view);
-    int32_t* __restrict__ pixel = pixels + b * N * 2;
-    for (int64_t n = 0; n < N; ++n) {
-      pixel[2 * n] = view.px[n];
-      pixel[2 * n + 1] = view.py[n];
-    }
-    const int64_t at = b * num_pixels;
-    const Image<T> image{depth + at, coverage + at, zbuffer ? nullptr : weight_sum + at, index + at};
-    draw_nearest<isa, L>(view, canvas, footprint.dx, N, z_min.get(), nearest.get());
-    write_nearest<isa>(spec, canvas, z_min.get(), nearest.get(), image);
-    if (spec.mode == ProjectMode::soft) {
-      accumulate<isa, L, ProjectMode::soft>(view, canvas, footprint, spec, z_min.get(), weights.get(), sums.get());
-      write_sums<isa, ProjectMode::soft>(spec, canvas, weights.get(), sums.get(), image);
-    } else if (spec.mode == ProjectMode::harmonic) {
-      accumulate<isa, L, ProjectMode::harmonic>(view, canvas, footprint, spec, z_min.get(), weights.get(), sums.get());
-      write_sums<isa, ProjectMode::harmonic>(spec, canvas, weights.get(), sums.get(), image);
-    }
+// The z-buffer of points of one pixel needs no canvas: it is drawn where it ends up.
+template <Isa isa, typename T>
+void draw_single_pixels(const Projected<isa, T>& view, const ProjectSpec& spec, const Image<T>& image) {
+  const int64_t num_pixels = spec.H * spec.W;
+  fill<isa>(image.depth, T(0), num_pixels);
+  fill<isa>(image.coverage, T(0), num_pixels);
+  fill<isa>(image.index, int32_t{-1}, num_pixels);
+  for (int64_t n = 0; n < spec.N; ++n) {
+    if (view.px[n] < 0) continue;
+    const int64_t p = view.py[n] * spec.W + view.px[n];
+    const T z = view.z[n], nearest = image.depth[p];
+    if (nearest > 0 && z >= nearest) continue;  // 0 is empty: no drawn z is
+    image.depth[p] = z;
+    image.coverage[p] = T(1);
+    image.index[p] = static_cast<int32_t>(n);
   }
 }
 
-// What each pixel passes back, on a canvas with zeros in the margins. soft: a point's share is w (P z-part + Q), where
-// the derivative of the loss to the weight is Q + P (z - D). harmonic: P / z^2.
+template <Isa isa, int64_t L, ProjectMode mode, typename T>
+void draw_views(const T* points, const T* world_to_cam, const T* intrinsics, T* depth, int32_t* index, T* coverage,
+                int32_t* pixels, int64_t* dropped, T* weight_sum, const ProjectSpec& spec, int64_t begin, int64_t end) {
+  constexpr bool kSums = mode != ProjectMode::zbuffer;
+  constexpr bool kDirect = L == 1 && !kSums;
+  const int64_t N = spec.N, num_pixels = spec.H * spec.W;
+  const CanvasShape canvas = CanvasShape::of<isa>(spec, L);
+  const int64_t size = kDirect ? 0 : canvas.size;
+  Projected<isa, T> view(N);
+  Footprint<isa, L, T> footprint(canvas);
+  Scratch<isa, T> z_min(size), weights(kSums ? size : 0), sums(kSums ? size : 0);
+  Scratch<isa, int32_t> nearest(size);
+  for (int64_t b = begin; b < end; ++b) {
+    dropped[b] = project_view(points + b / spec.V * N * 3, world_to_cam + b * 12, intrinsics + b * 9, spec, view);
+    write_pixels(view, pixels + b * N * 2, N);
+    const int64_t at = b * num_pixels;
+    const Image<T> image{depth + at, coverage + at, kSums ? weight_sum + at : nullptr, index + at};
+    if constexpr (kDirect) {
+      draw_single_pixels(view, spec, image);
+      continue;
+    }
+    draw_nearest<isa, L>(view, canvas, footprint.wx, N, z_min.get(), nearest.get());
+    if constexpr (kSums) {
+      accumulate<isa, L, mode>(view, canvas, footprint, spec, z_min.get(), weights.get(), sums.get());
+    }
+    write_image<isa, mode>(spec, canvas, z_min.get(), nearest.get(), weights.get(), sums.get(), image);
+  }
+}
+
+// What each pixel passes back, on a canvas with zeros in the margins. soft: a point's share is its weight times Q + P
+// (z
+// - D), the derivative of the loss to the weight. harmonic: P / z^2.
 template <Isa isa, typename T>
 struct PixelGradients {
-  explicit PixelGradients(int64_t size) : values(4 * size) {
+  PixelGradients(int64_t size, int64_t W) : values(4 * size), zeros(W) {
     P = values.get(), Q = P + size, D = Q + size, z_min = D + size;
     fill<isa>(P, T(0), 4 * size);
+    fill<isa>(zeros.get(), T(0), W);
   }
-  Scratch<isa, T> values;
+  Scratch<isa, T> values, zeros;
   T *P, *Q, *D, *z_min;
 };
 
 template <Isa isa, typename T>
-void pixel_gradients(const ProjectSpec& spec, const CanvasShape& canvas, const T* z, const T* grad_depth,
+void pixel_gradients(const ProjectSpec& spec, const CanvasShape& canvas, const T* __restrict__ z, const T* grad_depth,
                      const T* grad_coverage, const T* depth, const int32_t* index, const T* weight_sum,
                      PixelGradients<isa, T>& out) {
   const T background = static_cast<T>(spec.background);
   const bool soft = spec.mode == ProjectMode::soft;
   for (int64_t y = 0; y < spec.H; ++y) {
     const int64_t from = y * spec.W, to = (y + spec.radius) * canvas.stride + spec.radius;
+    const T* __restrict__ gd = grad_depth ? grad_depth + from : out.zeros.get();
+    const T* __restrict__ gc = grad_coverage ? grad_coverage + from : out.zeros.get();
+    const T* __restrict__ w = weight_sum + from, * __restrict__ d = depth + from;
+    const int32_t* __restrict__ winner = index + from;
     T* __restrict__ P = out.P + to, * __restrict__ Q = out.Q + to, * __restrict__ D = out.D + to;
     T* __restrict__ z_min = out.z_min + to;
 #pragma omp simd
     for (int64_t x = 0; x < spec.W; ++x) {
-      const T w = weight_sum[from + x], d = depth[from + x], gd = grad_depth ? grad_depth[from + x] : T(0);
-      const T gc = grad_coverage ? grad_coverage[from + x] : T(0);
-      const T per_w = w > 0 ? gd / w : T(0);
-      const T total = w + background;
-      P[x] = soft ? per_w : per_w * d;
-      Q[x] = (gc * background) / (total * total);
-      D[x] = d;
-      z_min[x] = index[from + x] >= 0 ? z[index[from + x] >= 0 ? index[from + x] : 0] : T(0);
+      const bool covered = w[x] > 0;
+      const T per_w = gd[x] / (covered ? w[x] : T(1)), total = w[x] + background;
+      const T p = soft ? per_w : per_w * d[x], q = (gc[x] * background) / (total * total);
+      P[x] = covered ? p : T(0);
+      Q[x] = covered ? q : T(0);
+      D[x] = d[x];
+      z_min[x] = z[winner[x] > 0 ? winner[x] : 0];  // any where nothing is covered
     }
   }
-}
-
-// Pairs of halves: the same order at every vector width.
-template <Isa isa, typename T>
-inline T sum_lanes(const T* values, int64_t count) {
-  T total = 0;
-  for (int64_t j = 0; j < count; ++j) total += values[j];
-  return total;
 }
 
 // The gradients to one point's (u, v, z).
@@ -332,7 +350,7 @@ struct PointGradient {
 };
 
 template <Isa isa, int64_t L, typename T>
-PointGradient<T> gather_soft(const Footprint<isa, T>& footprint, const CanvasShape& canvas, const ProjectSpec& spec,
+PointGradient<T> gather_soft(const Footprint<isa, L, T>& footprint, const CanvasShape& canvas, const ProjectSpec& spec,
                              const PixelGradients<isa, T>& pixel, int64_t corner, T z) {
   const T per_temperature = static_cast<T>(1.0 / spec.temperature);
   const T per_variance = static_cast<T>(1.0 / (spec.sigma * spec.sigma));
@@ -366,7 +384,7 @@ PointGradient<T> gather_soft(const Footprint<isa, T>& footprint, const CanvasSha
 
 // The gradients of one view to (u, v, z) of its points, carried to the world's coordinates.
 template <Isa isa, int64_t L, typename T>
-void gather_view(const Projected<isa, T>& view, const CanvasShape& canvas, Footprint<isa, T>& footprint,
+void gather_view(const Projected<isa, T>& view, const CanvasShape& canvas, Footprint<isa, L, T>& footprint,
                  const ProjectSpec& spec, const PixelGradients<isa, T>& pixel, const T* m, const T* k, T* grad) {
   const T gaussian_scale = static_cast<T>(-0.5 / (spec.sigma * spec.sigma));
   for (int64_t n = 0; n < spec.N; ++n, grad += 3) {
@@ -375,7 +393,7 @@ void gather_view(const Projected<isa, T>& view, const CanvasShape& canvas, Footp
     const T z = view.z[n], u = view.u[n], v = view.v[n];
     const int64_t corner = view.py[n] * canvas.stride + view.px[n];
     if (spec.mode == ProjectMode::soft) {
-      footprint.gaussian(u, v, view.px[n], view.py[n], spec, gaussian_scale);
+      footprint.gaussian(u, v, view.px[n], view.py[n], spec.radius, gaussian_scale);
       const PointGradient<T> g = gather_soft<isa, L>(footprint, canvas, spec, pixel, corner, z);
       const T gx = g.u * k[0] / z, gy = g.v * k[4] / z;
       const T gz = g.z - (g.u * (u - k[2]) + g.v * (v - k[5])) / z;
@@ -383,7 +401,7 @@ void gather_view(const Projected<isa, T>& view, const CanvasShape& canvas, Footp
     } else {
       T total = 0;
       for (int64_t i = 0; i < canvas.width; ++i) {
-        total += sum_lanes<isa>(pixel.P + corner + i * canvas.stride, canvas.width);
+        for (int64_t j = 0; j < canvas.width; ++j) total += pixel.P[corner + i * canvas.stride + j];
       }
       for (int64_t a = 0; a < 3; ++a) grad[a] = m[8 + a] * (total / (z * z));
     }
@@ -411,8 +429,8 @@ void differentiate_views(const T* grad_depth, const T* grad_coverage, const T* p
   const CanvasShape canvas = CanvasShape::of<isa>(spec, L);
   const bool zbuffer = spec.mode == ProjectMode::zbuffer;
   Projected<isa, T> view(N);
-  Footprint<isa, T> footprint(canvas);
-  PixelGradients<isa, T> pixel(zbuffer ? 0 : canvas.size);
+  Footprint<isa, L, T> footprint(canvas);
+  PixelGradients<isa, T> pixel(zbuffer ? 0 : canvas.size, zbuffer ? 0 : spec.W);
   for (int64_t b = begin; b < end; ++b) {
     const int64_t at = b * num_pixels;
     const T *m = world_to_cam + b * 12, *k = intrinsics + b * 9;
@@ -428,13 +446,31 @@ void differentiate_views(const T* grad_depth, const T* grad_coverage, const T* p
   }
 }
 
+// The gradient of one cloud: the sum of its views' shares [V, count], in their order.
+template <Isa isa, typename T>
+void add_views(const T* __restrict__ grad_views, T* __restrict__ grad, int64_t V, int64_t count) {
+  fill<isa>(grad, T(0), count);
+  for (int64_t v = 0; v < V; ++v) {
+    const T* __restrict__ share = grad_views + v * count;
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) grad[i] += share[i];
+  }
+}
+
+template <Isa isa, int64_t L, typename T>
+auto draw_views_in(ProjectMode mode) {
+  return mode == ProjectMode::zbuffer ? draw_views<isa, L, ProjectMode::zbuffer, T>
+         : mode == ProjectMode::soft  ? draw_views<isa, L, ProjectMode::soft, T>
+                                      : draw_views<isa, L, ProjectMode::harmonic, T>;
+}
+
 }  // namespace
 
 template <Isa isa, typename T>
 void project_points_cpu(const T* points, const T* world_to_cam, const T* intrinsics, T* depth, int32_t* index,
                         T* coverage, int32_t* pixels, int64_t* dropped, T* weight_sum, const ProjectSpec& spec,
                         int num_threads) {
-  const auto draw = spec.radius == 0 ? draw_views<isa, 1, T> : draw_views<isa, kLanes, T>;
+  const auto draw = spec.radius == 0 ? draw_views_in<isa, 1, T>(spec.mode) : draw_views_in<isa, kLanes, T>(spec.mode);
   const int64_t num_views = spec.B * spec.V;
   parallel_for(num_views, view_grain<isa>(num_views, num_threads), num_threads, [&](int64_t begin, int64_t end) {
     draw(points, world_to_cam, intrinsics, depth, index, coverage, pixels, dropped, weight_sum, spec, begin, end);
@@ -444,12 +480,16 @@ void project_points_cpu(const T* points, const T* world_to_cam, const T* intrins
 template <Isa isa, typename T>
 void project_points_backward_cpu(const T* grad_depth, const T* grad_coverage, const T* points, const T* world_to_cam,
                                  const T* intrinsics, const T* depth, const int32_t* index, const T* weight_sum,
-                                 T* grad_views, const ProjectSpec& spec, int num_threads) {
+                                 T* grad_views, T* grad_points, const ProjectSpec& spec, int num_threads) {
   const auto differentiate = spec.radius == 0 ? differentiate_views<isa, 1, T> : differentiate_views<isa, kLanes, T>;
   const int64_t num_views = spec.B * spec.V;
   parallel_for(num_views, view_grain<isa>(num_views, num_threads), num_threads, [&](int64_t begin, int64_t end) {
     differentiate(grad_depth, grad_coverage, points, world_to_cam, intrinsics, depth, index, weight_sum, grad_views,
                   spec, begin, end);
+  });
+  const int64_t V = spec.V, count = spec.N * 3;
+  parallel_for(spec.B, view_grain<isa>(spec.B, num_threads), num_threads, [=](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) add_views<isa>(grad_views + b * V * count, grad_points + b * count, V, count);
   });
 }
 
@@ -459,9 +499,9 @@ template void project_points_cpu<kIsa, double>(const double*, const double*, con
                                                int32_t*, int64_t*, double*, const ProjectSpec&, int);
 template void project_points_backward_cpu<kIsa, float>(const float*, const float*, const float*, const float*,
                                                        const float*, const float*, const int32_t*, const float*, float*,
-                                                       const ProjectSpec&, int);
+                                                       float*, const ProjectSpec&, int);
 template void project_points_backward_cpu<kIsa, double>(const double*, const double*, const double*, const double*,
                                                         const double*, const double*, const int32_t*, const double*,
-                                                        double*, const ProjectSpec&, int);
+                                                        double*, double*, const ProjectSpec&, int);
 
 }  // namespace jointmae

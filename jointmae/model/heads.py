@@ -15,7 +15,8 @@ class PointHead(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, M, C] -> [B, M, k, 3] float32, in units of 1 / group_scale."""
-        return super().forward(x).float().unflatten(-1, (-1, 3))
+        coordinates: Tensor = super().forward(x).float().unflatten(-1, (-1, 3))
+        return coordinates
 
 
 class PixelHead(nn.Linear):

@@ -19,7 +19,15 @@ from jointmae.config import ModelConfig, model_config_from_dict, to_dict
 from jointmae.data import normalize_unit_sphere
 from jointmae.errors import CheckpointError
 from jointmae.model import losses
-from jointmae.model.embed import DepthEmbed, Geometry, PointEmbed, group_points, hide_points, patches_of, sample_geometry
+from jointmae.model.embed import (
+    DepthEmbed,
+    Geometry,
+    PointEmbed,
+    group_points,
+    hide_points,
+    patches_of,
+    sample_geometry,
+)
 from jointmae.model.heads import PixelHead, PointHead
 from jointmae.model.masking import Draws, Mask, mask_tokens, take, visible_flags
 from jointmae.model.projection import DepthMaps, cells_of, choose_view, coarsen_cells, colorize, project, smooth
@@ -70,6 +78,9 @@ class Reconstruction(NamedTuple):
 
 class JointMAE(nn.Module):
     """The model of Guo et al., IJCAI 2023: pre-training in `forward`, the encoder for downstream tasks in `encode`."""
+
+    depth_position: Tensor  # [1, P, C]
+    decoder_depth_position: Tensor  # [1, P, C]
 
     def __init__(self, config: ModelConfig | None = None, seed: int = 0) -> None:
         super().__init__()
@@ -252,11 +263,7 @@ class JointMAE(nn.Module):
             loss_2d = losses.loss_2d(pred_patches, target_patches, config.normalize_patches)
             if config.cross_views > 0:
                 loss_cross = self._cross_loss(pred_groups, inputs)
-        loss = (
-            config.loss_weight_3d * loss_3d
-            + config.loss_weight_2d * loss_2d
-            + config.loss_weight_cross * loss_cross
-        )
+        loss = config.loss_weight_3d * loss_3d + config.loss_weight_2d * loss_2d + config.loss_weight_cross * loss_cross
         return Reconstruction(loss, loss_3d, loss_2d, loss_cross, pred_groups, pred_patches, latent, inputs)
 
     def _cross_loss(self, pred_groups: Tensor, inputs: Inputs) -> Tensor:
@@ -282,7 +289,8 @@ class JointMAE(nn.Module):
         images = project(self.config, points, cameras, self.config.cross_mode).images  # [B, V, S, S]
         if not self.config.color_render:
             return images
-        return colorize(images.flatten(0, 1)[:, None]).unflatten(0, images.shape[:2]).flatten(1, 2)
+        colors: Tensor = colorize(images.flatten(0, 1)[:, None]).unflatten(0, images.shape[:2])  # [B, V, 3, S, S]
+        return colors.flatten(1, 2)
 
     # ---- downstream: the 3D branch alone (section 4.1) ----
 
@@ -290,8 +298,8 @@ class JointMAE(nn.Module):
         """Features of clouds [B, N, 3], any N >= 32, on the model's device.
 
         `normalize` centres and scales each cloud into the unit sphere, which is what the encoder was trained on. Clouds
-        smaller than the number of centres are repeated cyclically up to it. Raises ValueError for other shapes or N < 32,
-        and for coordinates that are not finite.
+        smaller than the number of centres are repeated cyclically up to it. Raises ValueError for other shapes, for
+        N < 32 and for coordinates that are not finite.
         """
         points = self._encoder_input(points, normalize)
         geometry = sample_geometry(self.config, points)

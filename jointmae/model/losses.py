@@ -42,6 +42,6 @@ def best_constant_patch(groups: Tensor, steps: int = 300) -> tuple[Tensor, float
             if loss.item() < best_loss:
                 best, best_loss = patch.detach().clone(), loss.item()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return best, best_loss

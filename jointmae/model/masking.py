@@ -62,7 +62,7 @@ def random_mask(uniforms: Tensor, mask_ratio: float, first: Tensor | None = None
 
 
 def mask_tokens(config: ModelConfig, draws: Draws, center_cells: Tensor | None) -> tuple[Mask, Mask | None]:
-    """Masks of 3D and 2D tokens (section 3.1); `center_cells` [B, G]: the 2D token under each centre, None without 2D."""
+    """Masks of 3D and 2D tokens (section 3.1). `center_cells` [B, G] is the 2D token under each centre; None: no 2D."""
     mask_3d = random_mask(draws.mask_3d, config.mask_ratio)
     if center_cells is None:
         return mask_3d, None

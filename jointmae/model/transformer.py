@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +28,8 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v)
         else:
             y = ops.local_aligned_attention(q, k, v, alignment)
-        return self.proj(y.transpose(1, 2).reshape(B, L, C))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(B, L, C))
+        return out
 
 
 class CrossAttention(nn.Module):
@@ -49,7 +49,8 @@ class CrossAttention(nn.Module):
         q = self.q(x).view(B, L, h, C // h).transpose(1, 2)  # [B, h, L, C/h]
         k, v = self.kv(memory).view(B, M, 2, h, C // h).permute(2, 0, 3, 1, 4).unbind(0)  # [B, h, M, C/h]
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).reshape(B, L, C))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(B, L, C))
+        return out
 
 
 def mlp(dim: int, ratio: float) -> nn.Sequential:
@@ -99,7 +100,8 @@ class CrossBlock(nn.Module):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         """Queries [B, L, C], memory [B, M, C] -> [B, L, C]."""
         x = x + self.attention(self.norm1(x), self.norm_memory(memory))
-        return self.norm(x + self.mlp(self.norm2(x)))
+        normed: Tensor = self.norm(x + self.mlp(self.norm2(x)))
+        return normed
 
 
 class Transformer(nn.Module):
@@ -155,5 +157,3 @@ def init_transformer(module: nn.Module, xavier: bool = False) -> None:
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +22,29 @@ from jointmae.ops.registry import define
 _OP = "chamfer_distance"
 _NORMS = ("l2", "l1")
 _REDUCTIONS = ("mean", "sum", "none")
+
+
+@overload
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    norm: Literal["l2", "l1"] = ...,
+    reduction: Literal["mean", "sum"] = ...,
+    lengths_x: Tensor | None = ...,
+    lengths_y: Tensor | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    norm: Literal["l2", "l1"] = ...,
+    *,
+    reduction: Literal["none"],
+    lengths_x: Tensor | None = ...,
+    lengths_y: Tensor | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def chamfer_distance(

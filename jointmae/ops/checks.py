@@ -25,12 +25,22 @@ def shape_of(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
+def require_tensor(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be one."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+
+
+def require_floating(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be a floating-point tensor."""
+    require_tensor(op, name, tensor)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}; call .float() on it")
+
+
 def require_points(op: str, name: str, points: Tensor) -> None:
     """`points` must be a floating-point tensor [B, N, 3] with N >= 1."""
-    if not isinstance(points, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(points).__name__}")
-    if not points.is_floating_point():
-        raise TypeError(f"{op}: {name} must be floating point, got {points.dtype}; call .float() on it")
+    require_floating(op, name, points)
     if points.dim() != 3 or points.shape[-1] != 3:
         raise ValueError(f"{op}: {name} must have shape [B, N, 3], got {shape_of(points)}")
     if points.shape[1] == 0:
@@ -55,6 +65,7 @@ def require_lengths(op: str, name: str, lengths: Tensor | None, points: Tensor) 
     """`lengths` must be int64 [B] on the device of `points`, or None; its values: `require_length_values`."""
     if lengths is None:
         return
+    require_tensor(op, name, lengths)
     if lengths.dtype != torch.int64:
         raise TypeError(f"{op}: {name} must be int64, got {lengths.dtype}")
     if lengths.shape != points.shape[:1]:
@@ -85,11 +96,11 @@ def require_finite(op: str, name: str, tensor: Tensor) -> None:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    in_kernels = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-    if kernels is None or not in_kernels or not tensor.is_contiguous():
-        return bool(torch.isfinite(tensor).all())
-    float64 = tensor.dtype == torch.float64
-    return bool(kernels.all_finite_cpu(address(tensor), tensor.numel(), float64, torch.get_num_threads()))
+    is_float64 = tensor.dtype == torch.float64
+    fits = tensor.device.type == "cpu" and (is_float64 or tensor.dtype == torch.float32) and tensor.is_contiguous()
+    if fits and kernels is not None:  # 10 times as fast as PyTorch's look, which writes what it sees
+        return bool(kernels.all_finite(address(tensor), tensor.numel(), is_float64, torch.get_num_threads()))
+    return bool(torch.isfinite(tensor).all())
 
 
 def as_kernel_input(*tensors: Tensor) -> tuple[Tensor, ...]:

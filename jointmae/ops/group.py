@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import reference
-from jointmae.ops.checks import require_same, shape_of
+from jointmae.ops.checks import require_floating, require_same, require_tensor, shape_of
 from jointmae.ops.native import address, kernels
 from jointmae.ops.registry import define
 
@@ -22,8 +22,8 @@ def group(features: Tensor, indices: Tensor) -> Tensor:
     float32 for the half types, so it is deterministic. Raises ValueError for wrong shapes and, on the CPU, for an index
     outside of 0..N-1; TypeError for other dtypes.
     """
-    if not features.is_floating_point():
-        raise TypeError(f"{_OP}: features must be floating point, got {features.dtype}; call .float() on it")
+    require_floating(_OP, "features", features)
+    require_tensor(_OP, "indices", indices)
     if features.dim() != 3:
         raise ValueError(f"{_OP}: features must have shape [B, N, C], got {shape_of(features)}")
     if indices.dtype != torch.int64:

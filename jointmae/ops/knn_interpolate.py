@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import reference
-from jointmae.ops.checks import require_count, require_lengths, require_points, require_same, shape_of
+from jointmae.ops.checks import require_count, require_floating, require_lengths, require_points, require_same, shape_of
 from jointmae.ops.group import group
 from jointmae.ops.knn import knn
 
@@ -31,8 +31,7 @@ def knn_interpolate(
     require_points(_OP, "queries", queries)
     require_points(_OP, "points", points)
     require_same(_OP, "queries", queries, "points", points)
-    if not features.is_floating_point():
-        raise TypeError(f"{_OP}: features must be floating point, got {features.dtype}; call .float() on it")
+    require_floating(_OP, "features", features)
     if features.dim() != 3 or features.shape[1] != points.shape[1]:
         raise ValueError(f"{_OP}: features must have shape [B, N={points.shape[1]}, C], got {shape_of(features)}")
     require_same(_OP, "points", points, "features", features)

@@ -65,7 +65,7 @@ def local_aligned_attention(
     The first `num_3d` tokens are 3D, the others 2D. A token may read all of its own modality, and the tokens of the
     other one that have the same cell; cell -1 equals none. `scheme` = (a, b) widens this: a is for 2D queries on 3D
     keys, b for 3D queries on 2D keys, each "local" (the default) or "global" (all may be read). `cell` is the ids
-    [B, L] int32, or, to prepare many calls once, what `align` made of ids, num_3d and scheme; the result has the same bits.
+    [B, L] int32, or, to prepare many calls once, what `align` made of ids, num_3d and scheme; both give the same bits.
     Differentiable in q, k and v. B = 0 gives an empty result. NaN spreads as in any attention.
 
     Raises ValueError for shapes that do not fit, num_3d outside 0..L and other schemes, TypeError for cells that are

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import reference
-from jointmae.ops.checks import as_kernel_input, require_finite, require_points, require_same, shape_of
+from jointmae.ops.checks import require_finite, require_points, require_same, require_tensor, shape_of
 from jointmae.ops.native import address, kernels
-from jointmae.ops.registry import define, library
+from jointmae.ops.registry import define
 
 _OP = "project_points"
 _MODES = ("zbuffer", "soft", "harmonic")
@@ -79,12 +79,12 @@ def project_points(
     for name, value in (("sigma", sigma), ("temperature", temperature), ("background", background)):
         if not value > 0:
             raise ValueError(f"{_OP}: {name} must be positive, got {value}")
-    (points,) = as_kernel_input(points)
+    dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
     B, V = world_to_cam.shape[:2]
     *outputs, _ = torch.ops.jointmae.project_points(
-        points,
-        world_to_cam.to(points.dtype),
-        intrinsics.to(points.dtype).expand(B, V, 3, 3),
+        points.to(dtype),
+        world_to_cam.to(dtype),
+        intrinsics.to(dtype).expand(B, V, 3, 3),
         height,
         width,
         radius,
@@ -98,6 +98,10 @@ def project_points(
 
 def _require_cameras(points: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> None:
     B = points.shape[0]
+    for name, matrices in (("world_to_cam", world_to_cam), ("intrinsics", intrinsics)):
+        require_tensor(_OP, name, matrices)
+        if not matrices.is_floating_point():
+            raise TypeError(f"{_OP}: {name} must be floating point, got {matrices.dtype}")
     if world_to_cam.dim() != 4 or world_to_cam.shape[2:] != (3, 4) or world_to_cam.shape[1] == 0:
         raise ValueError(f"{_OP}: world_to_cam must have shape [B, V, 3, 4] with V >= 1, got {shape_of(world_to_cam)}")
     require_same(_OP, "points", points, "world_to_cam", world_to_cam)
@@ -157,8 +161,8 @@ def _cpu(
     temperature: float,
     background: float,
 ) -> tuple[Tensor, ...]:
-    _check_values(points, world_to_cam, intrinsics)
     points, world_to_cam, intrinsics = points.contiguous(), world_to_cam.contiguous(), intrinsics.contiguous()
+    _check_values(points, world_to_cam, intrinsics)
     outputs = _allocate(points, world_to_cam, height, width, mode)
     assert kernels is not None
     kernels.project_points_cpu(
@@ -211,7 +215,8 @@ def _backward_cpu(
     points, world_to_cam, intrinsics = points.contiguous(), world_to_cam.contiguous(), intrinsics.contiguous()
     depth, index, weight_sum = depth.contiguous(), index.contiguous(), weight_sum.contiguous()
     B, V, height, width = depth.shape
-    grad_views = points.new_empty(B, V, points.shape[1], 3)
+    grad_points = torch.empty_like(points)
+    grad_views = points.new_empty(B, V, points.shape[1], 3)  # scratch
     assert kernels is not None
     kernels.project_points_backward_cpu(
         address(grad_depth),
@@ -223,11 +228,12 @@ def _backward_cpu(
         address(index),
         address(weight_sum),
         address(grad_views),
+        address(grad_points),
         _spec(points, world_to_cam, height, width, radius, mode, sigma, temperature, background),
         points.dtype == torch.float64,
         torch.get_num_threads(),
     )
-    return grad_views[:, 0] if V == 1 else grad_views.sum(1)  # [B, N, 3]
+    return grad_points
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -262,6 +268,8 @@ define(
     reference=_reference,
     cpu=_cpu,
     fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
 )
 define(
     "project_points_backward(Tensor? grad_depth, Tensor? grad_coverage, Tensor points, Tensor world_to_cam, "
@@ -271,4 +279,3 @@ define(
     cpu=_backward_cpu,
     fake=_backward_fake,
 )
-torch.library.register_autograd("jointmae::project_points", _backward, setup_context=_setup_context, lib=library)

@@ -130,8 +130,8 @@ def summary(evaluation: Evaluation) -> str:
     losses = evaluation.losses
     where = "held-out" if losses.held_out else "training"
     lines = [
-        f"{where} L_3D {losses.loss_3d:.4f}, {losses.against_trivial} the best constant group's {losses.trivial_loss_3d:.4f} "
-        f"({losses.num_clouds} clouds of {losses.data})"
+        f"{where} L_3D {losses.loss_3d:.4f}, {losses.against_trivial} the best constant group's "
+        f"{losses.trivial_loss_3d:.4f} ({losses.num_clouds} clouds of {losses.data})"
     ]
     for pair in evaluation.probes:
         lines.append(f"linear SVM on {pair.data}, trained encoder:\n{table(pair.trained)}")

@@ -37,7 +37,7 @@ def _training_rules(config: TrainConfig) -> list[Rule]:
         Rule("--lr", peak, "positive", 0 < peak < math.inf),
         Rule("--min-lr", lowest, f"between 0 and --lr {peak:g}", 0 <= lowest <= peak),
         Rule("--weight-decay", config.weight_decay, "at least 0", 0 <= config.weight_decay < math.inf),
-        Rule("--warmup-epochs", config.warmup_epochs, "at least 0", config.warmup_epochs >= 0),
+        Rule("--warmup-epochs", config.warmup_epochs, "at least 0", 0 <= config.warmup_epochs < math.inf),
         Rule("--betas", config.betas, "at least 0 and below 1", all(0 <= beta < 1 for beta in config.betas)),
         Rule("--clip-grad", config.clip_grad, "at least 0 (0: no clipping)", 0 <= config.clip_grad < math.inf),
         Rule("--seed", config.seed, "at least 0 and below 2^63", 0 <= config.seed < 2**63),

@@ -89,7 +89,7 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
     if len(clouds) < config.batch_size:
         lines.append(f"note: only {len(clouds)} clouds, so that is the batch size")
     if config.warmup_epochs >= config.epochs:
-        lines.append(f"note: the warm-up of {config.warmup_epochs} epochs takes the whole run; see --warmup-epochs")
+        lines.append(f"note: the warm-up of {config.warmup_epochs:g} epochs takes the whole run; see --warmup-epochs")
     return "\n".join(lines)
 
 
@@ -111,6 +111,7 @@ class Trainer:
         self.window: list[list[float]] = []  # the losses of steps that have no line in metrics.jsonl yet
         self.epoch_losses: list[float] = []
         self.best: dict[str, float] = {}  # the epoch with the lowest mean loss
+        self._order_epoch, self._order = -1, torch.empty(0, dtype=torch.int64)  # sorted once an epoch, not once a step
         self._saved_step = 0  # of the newest checkpoint in the folder
         self._last_checkpoint = time.monotonic()
         self._timed_steps, self._timed_from = 0, time.monotonic()  # since the last line
@@ -219,8 +220,10 @@ class Trainer:
         return output
 
     def _batch_ids(self, epoch: int, position: int) -> Tensor:
-        order = random.epoch_order(self.config.seed, epoch, len(self.clouds)).to(self.device)
-        return order[position * self.batch_size : (position + 1) * self.batch_size]  # [B]
+        if self._order_epoch != epoch:
+            self._order_epoch = epoch
+            self._order = random.epoch_order(self.config.seed, epoch, len(self.clouds), self.device)  # [S]
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]  # [B]
 
     def _batch(self, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor, Draws]:
         """Points [B, N, 3], up axes [B, 3] and random numbers of clouds `ids` [B]."""

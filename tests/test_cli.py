@@ -170,6 +170,7 @@ def test_accepted_forms(argv, name, value):
         (["--betas", "0.9", "1"], "--betas must be at least 0 and below 1, got 0.9 1.0"),
         (["--clip-grad", "nan"], "--clip-grad must be at least 0"),
         (["--warmup-epochs", "-1"], "--warmup-epochs must be at least 0"),
+        (["--warmup-epochs", "inf"], "--warmup-epochs must be at least 0"),
         (["--mask-ratio", "1.5"], "--mask-ratio must be above 0 and below 1, got 1.5"),
         (["--mask-ratio", "0"], "--mask-ratio must be above 0 and below 1, got 0.0"),
         (["--mask-ratio", "0.99"], "--mask-ratio must be low enough to leave one of 32 tokens visible"),

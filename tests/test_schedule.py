@@ -38,6 +38,13 @@ def test_cosine_from_the_peak_through_the_mean_to_the_lowest():
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize("warmup_epochs", [0, 0.05, 0.3, 0.5, 2.5])
+def test_a_warm_up_of_part_of_an_epoch_never_passes_the_peak(warmup_epochs):
+    chosen = schedule(warmup_epochs=warmup_epochs)
+    rates = [chosen.lr(step) for step in range(50)]
+    assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) <= max(round(5 * warmup_epochs), 0)
+
+
 def test_max_steps_ends_earlier_and_changes_no_rate():
     whole, stopped = schedule(), schedule(max_steps=20)
     assert (whole.num_steps, stopped.num_steps, schedule(max_steps=99).num_steps) == (50, 20, 50)

@@ -51,7 +51,7 @@ def pooled_features(model: JointMAE, clouds: PointClouds, batch_size: int = 64) 
 def linear_probe(model: JointMAE, train: PointClouds, test: PointClouds) -> list[ProbeResult]:
     """One result for each of `POOLINGS`. Raises ValueError unless `can_probe`."""
     if not can_probe(train, test):
-        raise ValueError("a linear probe needs labelled test clouds, and two classes of at least two train clouds each")
+        raise ValueError("a linear probe needs labelled test clouds and two classes of at least two train clouds each")
     train, test = train.labelled(), test.labelled()
     x_train, x_test = pooled_features(model, train), pooled_features(model, test)
     y_train, y_test = train.labels.cpu().numpy(), test.labels.cpu().numpy()

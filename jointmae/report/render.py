@@ -1,6 +1,6 @@
 """Pictures of clouds and depth maps as PNG bytes. n points of a cloud, S the side of a picture or a depth map.
 
-Points are drawn as small lit spheres, the near ones over the far ones: a cloud of a thousand points is then recognisable
+Points are drawn as small lit spheres, near ones over far ones: a cloud of a thousand points is then recognisable
 at the size of a thumbnail, on a light and on a dark page alike.
 """
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import SVC
-from torch import Tensor
 
 from jointmae.data import PointClouds
 from jointmae.errors import NonFiniteError
@@ -24,7 +23,7 @@ from jointmae.model import JointMAE
 
 POOLINGS = ("mean", "max", "mean+max")
 C_GRID = tuple(10.0**exponent for exponent in range(-3, 4))
-ENOUGH_LABELS = "labelled test clouds, and labelled train clouds of two classes with two clouds each"
+ENOUGH_LABELS = "labelled test clouds, and two classes of at least two train clouds each"
 MAX_ITERATIONS = (
     200_000  # of one pair of classes; encoders' features need some 100,000 at the largest C, noise has no end
 )
@@ -54,17 +53,6 @@ def pooled_features(model: JointMAE, clouds: PointClouds, batch_size: int = 64) 
     return torch.cat(chunks).double().numpy()
 
 
-def can_probe(train: PointClouds, test: PointClouds) -> bool:
-    """Whether there are `ENOUGH_LABELS` for cross-validation and a test."""
-    return len(test.labelled()) > 0 and _num_folds(train.labelled().labels) >= 2
-
-
-def _num_folds(labels: Tensor) -> int:
-    """Five, or the size of the second largest class: so each fold leaves two classes to train on."""
-    counts = labels.bincount().sort(descending=True).values if len(labels) else labels
-    return min(5, int(counts[1])) if len(counts) > 1 else 0
-
-
 def linear_probe(model: JointMAE, train: PointClouds, test: PointClouds) -> list[ProbeResult]:
     """One result for each of `POOLINGS`.
 
@@ -86,7 +74,7 @@ def linear_probe(model: JointMAE, train: PointClouds, test: PointClouds) -> list
 
 
 def can_probe(train: PointClouds, test: PointClouds) -> bool:
-    """Whether there are labels to train on, to cross-validate with and to test on."""
+    """Whether there are `ENOUGH_LABELS` to train on, to cross-validate with and to test on."""
     return _num_folds(train.labelled().labels.cpu().numpy()) >= 2 and len(test.labelled()) > 0
 
 
@@ -101,7 +89,7 @@ def _fit(
 ) -> ProbeResult:
     # The Gram matrix is computed once instead of by every one of the 35 fits; the solver and its optimum are the same.
     gram_train, gram_test = x_train @ x_train.T, x_test @ x_train.T  # [S, S], [S_test, S]
-    folds = StratifiedKFold(_num_folds(torch.from_numpy(y_train)), shuffle=True, random_state=0)
+    folds = StratifiedKFold(_num_folds(y_train), shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # small classes are in few folds
         warnings.filterwarnings("ignore", category=ConvergenceWarning)  # said below, where it matters

@@ -249,7 +249,8 @@ class Trainer:
     def _diagnose(self, output: Reconstruction) -> dict[str, float]:
         """The norm of each weighted loss's gradient, and how much pooled features differ between clouds."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        found = {"feature_std": float(output.latent.tokens_3d.detach().float().mean(1).std(0).mean())}
+        pooled = output.latent.tokens_3d.detach().float().mean(1)  # [B, C]
+        found = {"feature_std": float(pooled.std(0, correction=0).mean())}  # 0 for a batch of one
         for name in LOSSES[1:]:
             loss = getattr(output, name) * getattr(self.config.model, name.replace("loss_", "loss_weight_"))
             if loss.requires_grad:

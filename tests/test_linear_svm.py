@@ -108,7 +108,7 @@ def test_labels_enough_for_a_probe(trained, tmp_path, labels, enough):
     pair = _probe(str(tmp_path / "few.h5"), micro_model(), seed=0)  # what a finished run does: passes over it
     assert (pair is not None) == enough
     if not enough:
-        with pytest.raises(ValueError, match="two classes with two clouds each"):
+        with pytest.raises(ValueError, match="two classes of at least two train clouds each"):
             linear_probe(micro_model(), train, test)
 
 

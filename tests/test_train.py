@@ -119,6 +119,14 @@ def test_what_is_said(tmp_path, command):
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_a_set_of_one_cloud(tmp_path, command, norm):
+    write_clouds(tmp_path / "clouds.h5", train=1)
+    outcome = command(small_argv(tmp_path, "--point-norm", norm))
+    assert outcome.code == 0 and outcome.err == ""
+    assert metrics(tmp_path)[0]["feature_std"] == 0.0
+
+
 def test_a_warm_up_longer_than_the_run_is_mentioned(tmp_path, command):
     outcome = command(small_argv(tmp_path, "--dry-run", "--warmup-epochs", "5"))
     assert "note: the warm-up of 5 epochs takes the whole run" in outcome.out

@@ -1,7 +1,7 @@
 """Features of point clouds, and which clouds of the embedded set look alike.
 
-    python -m jointmae.train                     # once: the demo's encoder
-    python examples/encode_clouds.py             # or: ... encode_clouds.py RUN
+python -m jointmae.train                     # once: the demo's encoder
+python examples/encode_clouds.py             # or: ... encode_clouds.py RUN
 """
 
 from __future__ import annotations

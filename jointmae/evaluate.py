@@ -46,8 +46,10 @@ class ReconstructionLosses:
         """How `loss_3d` compares with the trivial one, in words that fit before "the best constant group's"."""
         if self.trivial_loss_3d == 0:  # every group is one point, many times over
             return "beside"
-        gain = 1 - self.loss_3d / self.trivial_loss_3d
-        return f"{abs(gain):.0%} {'below' if gain >= 0 else 'ABOVE'}"
+        ratio = self.loss_3d / self.trivial_loss_3d
+        if ratio >= 2:
+            return f"{ratio:.1f} times"
+        return f"{abs(1 - ratio):.0%} {'below' if ratio <= 1 else 'ABOVE'}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def evaluate_run(folder: RunFolder, config: TrainConfig, model: JointMAE, clouds
     evaluation = Evaluation(probes, reconstruction_losses(model, shown, held_out))
     write_atomically(folder.path / "evaluation.json", to_json(dataclasses.asdict(evaluation)))
     write_report(folder, config, model, shown, evaluation)
-    write_model_card(folder, config, evaluation)
+    write_model_card(folder, config, evaluation, clouds)
     return summary(evaluation)
 
 
@@ -130,8 +132,9 @@ def summary(evaluation: Evaluation) -> str:
     losses = evaluation.losses
     where = "held-out" if losses.held_out else "training"
     lines = [
-        f"{where} L_3D {losses.loss_3d:.4f}, {losses.against_trivial} the best constant group's "
-        f"{losses.trivial_loss_3d:.4f} ({losses.num_clouds} clouds of {losses.data})"
+        f"{where} L_3D {losses.loss_3d:.4f}, "
+        f"{losses.against_trivial} the best constant group's {losses.trivial_loss_3d:.4f} "
+        f"({losses.num_clouds} clouds of {losses.data})"
     ]
     for pair in evaluation.probes:
         lines.append(f"linear SVM on {pair.data}, trained encoder:\n{table(pair.trained)}")

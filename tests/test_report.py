@@ -166,6 +166,7 @@ def test_writing_twice_gives_the_same_page(run: Path, tmp_path: Path) -> None:
     model = JointMAE.from_pretrained(run)
     config = replace(TrainConfig(model=model.config, preset="micro"), out=str(tmp_path / "copy"))
     folder = RunFolder(tmp_path / "copy", config, "")
+    folder.path.mkdir()
     clouds = furniture().select(torch.arange(20))
     pages = []
     for _ in range(2):
@@ -205,6 +206,7 @@ def test_names_are_escaped_and_3d_only_models_have_no_depth_maps(tmp_path: Path)
 def test_metrics_without_optional_keys_still_give_curves(tmp_path: Path) -> None:
     config = TrainConfig(model=micro_config(), preset="micro", out=str(tmp_path / "run"))
     folder = RunFolder(tmp_path / "run", config, "")
+    folder.path.mkdir()
     for step in (10, 20, 30):
         folder.append("metrics", {"step": step, "epoch": 0, "loss_3d": 1 / step, "lr": 0.0})
     write_report(folder, config, micro_model(), furniture().select(torch.arange(2)), an_evaluation())

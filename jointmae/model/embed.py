@@ -57,7 +57,7 @@ def hide_points(points: Tensor, geometry: Geometry, visible: Tensor) -> Geometry
 
 
 def _visible_neighbors(queries: Tensor, points: Tensor, k: int, centers: Tensor, visible: Tensor) -> Tensor:
-    """Nearest neighbours among the visible ones of `points` [B, N, 3]; where they are too few, the nearest one stands in again."""
+    """Nearest of the visible ones of `points` [B, N, 3]; where they are too few, the nearest one stands in again."""
     _, owner = ops.knn(points, centers, 1)  # [B, N, 1]
     hidden = ~visible.gather(1, owner[..., 0])  # [B, N]
     _, neighbors = ops.knn(queries, torch.where(hidden[..., None], _FAR, points), k)  # [B, M, k]

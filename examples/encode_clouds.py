@@ -12,6 +12,7 @@ import torch
 
 from jointmae import JointMAE
 from jointmae.data import load
+from jointmae.errors import CheckpointError
 
 
 def main(run: str = "runs/tiny-furniture-0") -> None:
@@ -27,4 +28,7 @@ def main(run: str = "runs/tiny-furniture-0") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except CheckpointError as error:
+        sys.exit(f"{error}\nFor the default, run `python -m jointmae.train` first.")

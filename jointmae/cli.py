@@ -95,7 +95,7 @@ def _require_known_options(config: object, argv: Sequence[str], command: str) ->
         name = word.split("=", 1)[0].replace("_", "-")
         if not name.startswith("--") or name in known:
             continue
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(f"unknown option {name}.{hint}\nOptions: python -m {command} --help")
 

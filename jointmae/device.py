@@ -19,7 +19,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].partition(" device type at start")[0]
+        reason = str(error).splitlines()[0].partition(" device type at start")[0].split(". ")[0]
         raise UsageError(f"--device {name} cannot be used: {reason}") from error
     return device
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jointmae.config import TrainConfig
-from jointmae.data import PointClouds, load, splits_of
+from jointmae.data import PointClouds, load, normalize_unit_sphere, splits_of
 from jointmae.files import to_json, write_atomically
 from jointmae.model import JointMAE, Reconstruction
 from jointmae.model.losses import best_constant_patch
@@ -123,7 +123,8 @@ def reconstruct(model: JointMAE, clouds: PointClouds, ids: Tensor, seed: int = 0
     """What the model makes of clouds `ids` [B] with a fixed view and fixed masks, in evaluation mode."""
     ids = ids.to(clouds.device)
     batch = clouds.select(ids).first(model.config.num_points)
-    output: Reconstruction = model.eval()(batch.points, batch.up, draw(model.config, seed, 0, ids))
+    points = normalize_unit_sphere(batch.points) if model.config.normalize_input else batch.points
+    output: Reconstruction = model.eval()(points, batch.up, draw(model.config, seed, 0, ids))
     return output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DiskError(f"cannot write {path}: {reason}. Make room, or choose another place to write to.") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Make room, or choose another place to write to." if full else "Choose another place to write to."
+        raise DiskError(f"cannot write {path}: {reason}. {advice}") from error
 
 
 def make_folder(path: Path) -> None:

@@ -20,7 +20,17 @@ class Rule(NamedTuple):
 
 def require_valid(config: TrainConfig) -> None:
     """Raises UsageError naming the first option whose value no run can have, and the values that it may have."""
-    for rule in [*_training_rules(config), *_size_rules(config.model), *_objective_rules(config.model)]:
+    _require(_training_rules(config))
+    require_valid_model(config.model)
+
+
+def require_valid_model(model: ModelConfig) -> None:
+    """The same for a model alone."""
+    _require([*_size_rules(model), *_objective_rules(model)])
+
+
+def _require(rules: list[Rule]) -> None:
+    for rule in rules:
         if not rule.holds:
             value = " ".join(map(str, rule.value)) if isinstance(rule.value, tuple) else rule.value
             raise UsageError(f"{rule.option} must be {rule.wanted}, got {value if value != '' else 'nothing'}")
@@ -47,6 +57,8 @@ def _training_rules(config: TrainConfig) -> list[Rule]:
 
 def _size_rules(model: ModelConfig) -> list[Rule]:
     fine, coarse = model.num_centers
+    if model.center_ratio:
+        fine, coarse = model.num_points // 8, model.num_points // 32
     k_fine, k_coarse = model.num_neighbors
     width, heads = model.embed_dim, model.num_heads
     return [

@@ -50,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
     from jointmae.probe import ENOUGH_LABELS, can_probe, linear_probe, table
 
     model = load_encoder(config)
+    if not {"train", "test"} <= set(data.splits_of(config.data)):
+        wanted = "groups train and test with labels, or a bool dataset test [S] beside points and label"
+        raise DataError(config.data, "", f"a linear SVM needs a train and a test split, got one: wanted {wanted}")
     train, test = data.load(config.data, ("train",)), data.load(config.data, ("test",))
     print(f"{config.checkpoint} on {train.describe()}; test {len(test):,}", flush=True)
     if not can_probe(train, test):
@@ -74,8 +77,11 @@ def main(argv: Sequence[str]) -> int:
 
 def require_valid(config: LinearSVMConfig) -> None:
     """Raises UsageError for an option that cannot be meant, DiskError if --json has nowhere to go."""
+    defaults = LinearSVMConfig()
     if not config.checkpoint:
         raise UsageError('--checkpoint is missing: give a run\'s folder, a model.safetensors, or "random"')
+    if config.checkpoint != "random" and (config.preset, config.recipe) != (defaults.preset, defaults.recipe):
+        raise UsageError("--preset and --recipe are for --checkpoint random; a run has its own")
     if config.threads < 0:
         raise UsageError(f"--threads must be at least 0 (0: torch's choice), got {config.threads}")
     if not 0 <= config.seed < 2**63:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -80,4 +81,5 @@ class Progress:
         now = time.monotonic()
         if force or now - self._last_plain >= _PLAIN_SECONDS:
             self._last_plain = now
-            print(snapshot.line(), flush=True)
+            with contextlib.suppress(BrokenPipeError):  # the reader of a pipe has left: that must not end a run
+                print(snapshot.line(), flush=True)

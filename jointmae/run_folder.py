@@ -38,7 +38,7 @@ def default_folder(config: TrainConfig) -> Path:
 
 
 class RunFolder:
-    """The folder of a run, new or to be continued, and its files. Nothing is written before `begin`."""
+    """The folder of a run, new or to be continued, and its files. Nothing is written before `claim`."""
 
     def __init__(self, path: Path, config: TrainConfig, data_sha256: str) -> None:
         """Raises UsageError if the folder holds another run or other files."""
@@ -55,13 +55,16 @@ class RunFolder:
             found = ", ".join(strangers[:3])
             raise UsageError(f"--out {path} is not empty and holds no run (found {found}). Choose another folder.")
 
-    def begin(self) -> None:
-        """Takes the folder for this process, writes what is run, and where.
+    def claim(self) -> None:
+        """Makes the folder and takes it for this process; what is in it stays as it is.
 
         Raises DiskError if it cannot be written, UsageError if another process trains in it.
         """
         make_folder(self.path)
         self._lock = _lock_folder(self.path)
+
+    def begin(self) -> None:
+        """Writes what is run, and where: once it is known that the run can go on."""
         write_atomically(self.path / "config.json", to_json(self._config))
         write_atomically(self.path / "env.json", to_json(environment()))
 

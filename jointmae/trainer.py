@@ -21,7 +21,7 @@ from torch import Tensor
 from jointmae import checkpoint, random
 from jointmae.checkpoint import Checkpoint
 from jointmae.config import ModelConfig, TrainConfig
-from jointmae.data import PointClouds, concat, load, scale_and_shift, splits_of
+from jointmae.data import PointClouds, concat, load, normalize_unit_sphere, scale_and_shift, splits_of
 from jointmae.device import choose_device, memory_bytes, out_of_memory_errors
 from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, UsageError
 from jointmae.files import write_atomically
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> int:
     if config.dry_run:
         return 0
     with contextlib.closing(run):
-        run.begin()
+        run.claim()
         return Trainer(config, clouds, schedule, run, device).run()
 
 
@@ -88,6 +88,9 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
     ]
     if len(clouds) < config.batch_size:
         lines.append(f"note: only {len(clouds)} clouds, so that is the batch size")
+    there, wanted = clouds.points.shape[1], config.model.num_points
+    if there < wanted:
+        lines.append(f"note: clouds have {there:,} points, --num-points {wanted} repeats them")
     if config.warmup_epochs >= config.epochs:
         lines.append(f"note: the warm-up of {config.warmup_epochs:g} epochs takes the whole run; see --warmup-epochs")
     return "\n".join(lines)
@@ -120,6 +123,8 @@ class Trainer:
         return self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
 
     def _compiled(self) -> Any:
+        # `_diagnose` goes backward several times through one graph, and a run may resume just before it.
+        torch._functorch.config.donated_buffer = False
         return torch.compile(self.model, fullgraph=True, dynamic=False)
 
     def _memory_errors(self, where: str) -> contextlib.AbstractContextManager[None]:
@@ -134,6 +139,7 @@ class Trainer:
     def run(self) -> int:
         """From the newest checkpoint to the last step, then evaluation and report; returns the exit code."""
         found = self._checkpoint_to_resume()
+        self.folder.begin()
         try:
             with self._failures_recorded(), StopSignals() as signals:
                 self._resume(found)
@@ -350,7 +356,8 @@ class Trainer:
 
     def _stopped(self, stop: Stopped) -> int:
         self._record("stopped", stop.exit_code, f"stopped by {stop.name}")
-        print(f"stopped by {stop.name}; the same command resumes at step {self._saved_step}", flush=True)
+        command = "the same command" if self.config.resume == "auto" else "the same command without --resume"
+        print(f"stopped by {stop.name}; {command} resumes at step {self._saved_step}", flush=True)
         return stop.exit_code
 
     @contextlib.contextmanager
@@ -387,4 +394,6 @@ def make_batch(
             random.keys(config.seed, epoch, ids, purpose) for purpose in (Purpose.SCALE, Purpose.SHIFT)
         )
         points = scale_and_shift(points, scale_keys, shift_keys, normalize=model_config.normalize_input)
+    elif model_config.normalize_input:
+        points = normalize_unit_sphere(points)
     return points, clouds.up[ids], draw(model_config, config.seed, epoch, ids)

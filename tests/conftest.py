@@ -43,3 +43,11 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def threads_restored() -> Iterator[None]:
+    """A test may set torch's threads (`--threads` does); the bits of the next one must not depend on it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

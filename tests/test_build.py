@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jointmae.build_info import source_hash
+from jointmae.ops.native import kernels
 from tests.conftest import ROOT
 
 # Not find_spec("pip"): it makes setuptools stand back, and torch.compile then cannot load it in this process.
@@ -94,6 +95,14 @@ def test_wrong_cuda_setting(checkout, value, message):
     assert message in _words(done.stderr)
     assert "jointmae: building the native kernels failed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_instruction_set_is_a_usage_error():
+    if kernels is None:
+        pytest.skip("needs native kernels")
+    done = _run(["-m", "jointmae.train", "--dry-run"], ROOT, JOINTMAE_ISA="sse9")
+    assert done.returncode == 2
+    assert done.stderr == "error: JOINTMAE_ISA must be scalar, avx2 or avx512, got 'sse9'\n"
 
 
 @pytest.mark.skipif(not {"pip", "setuptools"} <= INSTALLED, reason="needs pip and setuptools")

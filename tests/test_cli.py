@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from runs import SMALL, fails, run, small_argv, write_clouds
 
 from jointmae import cli, linear_svm, train
 from jointmae.config import ModelConfig, TrainConfig, model_config_from_dict, to_dict
 from jointmae.errors import UsageError
 from jointmae.limits import require_valid
 from jointmae.recipes import PRESETS, RECIPES, train_config
+from tests.runs import SMALL, fails, run, small_argv, write_clouds
 
 HEAVY = ("torch", "sklearn", "h5py", "matplotlib", "scipy", "numpy")
 HELP = """

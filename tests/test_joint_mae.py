@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jointmae import ops
 from jointmae.config import ModelConfig
+from jointmae.errors import CheckpointError
 from jointmae.model import JointMAE
 from jointmae.model import losses as model_losses
 from jointmae.model.embed import hide_points, image_of, patches_of
@@ -480,6 +481,32 @@ def test_save_and_load(tmp_path):
     points = load_points(256)
     assert torch.equal(again.encode(points).pooled, model.encode(points).pooled)
     assert again.config == model.config
+
+
+def test_the_file_that_is_named_is_the_one_loaded(tmp_path):
+    step = tmp_path / "checkpoints" / "step-7"
+    step.mkdir(parents=True)
+    micro_model(seed=1).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(step / "model.safetensors")
+    micro_model(seed=0).save_pretrained(tmp_path)
+    for path, seed in ((tmp_path, 0), (tmp_path / "model.safetensors", 0), (step / "model.safetensors", 1), (step, 1)):
+        loaded = JointMAE.from_pretrained(path)
+        assert torch.equal(loaded.point_embed.lift.weight, micro_model(seed=seed).point_embed.lift.weight)
+    with pytest.raises(CheckpointError, match="missing.safetensors"):
+        JointMAE.from_pretrained(tmp_path / "missing.safetensors")
+
+
+def test_a_config_that_no_model_can_have_is_refused(tmp_path):
+    micro_model().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"num_heads": 2', '"num_heads": 5'))
+    with pytest.raises(CheckpointError, match="--num-heads must be a divisor of the width 24, got 5"):
+        JointMAE.from_pretrained(tmp_path)
+
+
+def test_encode_wants_a_tensor():
+    with pytest.raises(TypeError, match="points must be a tensor, got ndarray"):
+        micro_model().encode(torch.zeros(1, 64, 3).numpy())
 
 
 def test_presets_are_valid_and_distinct():

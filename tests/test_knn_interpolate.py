@@ -47,6 +47,14 @@ def test_features_keep_their_dtype(device):
     )  # bfloat16 has 8 bits
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_float32(device, dtype):
+    queries, points = torch.rand(2, 64, 3, device=device), torch.rand(2, 32, 3, device=device)
+    features = torch.randn(2, 32, 8, device=device).to(dtype)
+    exact = ops.knn_interpolate(queries, points, features.float()).to(dtype)  # rounded once
+    assert torch.equal(ops.knn_interpolate(queries, points, features), exact)
+
+
 def test_strides_and_empty_batch(device):
     queries, points, features = _inputs(device)
     strided = features.transpose(1, 2).contiguous().transpose(1, 2)

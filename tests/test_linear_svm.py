@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from models import micro_model
-from runs import contents, fails, run, small_config, write_clouds
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import SVC
 
@@ -20,6 +18,8 @@ from jointmae import linear_svm, probe, trainer
 from jointmae.data import load
 from jointmae.evaluate import _probe
 from jointmae.probe import C_GRID, POOLINGS, can_probe, linear_probe, pooled_features
+from tests.models import micro_model
+from tests.runs import contents, fails, run, small_config, write_clouds
 
 KEYS = ["pooling", "accuracy", "accuracy_c001", "C", "num_train", "num_test"]
 

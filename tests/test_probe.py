@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import furniture, micro_model
 
 from jointmae.data import PointClouds
 from jointmae.probe import POOLINGS, can_probe, linear_probe
+from tests.models import furniture, micro_model
 
 
 def labelled(*labels: int) -> PointClouds:

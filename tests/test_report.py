@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from models import furniture, micro_config, micro_model
 from PIL import Image
 
 from jointmae.config import TrainConfig
@@ -27,6 +26,7 @@ from jointmae.report.figures import choose, shapes
 from jointmae.report.render import SIDE, depth_png, spheres_png
 from jointmae.run_folder import RunFolder
 from jointmae.trainer import train
+from tests.models import furniture, micro_config, micro_model
 
 VOID = {"meta", "link", "img", "br", "wbr"}
 NASTY = '<script>alert("x")</script> & | `co`'

@@ -19,6 +19,7 @@ from jointmae.run_folder import RunFolder, default_folder
 
 def begun(path: Path, config: TrainConfig | None = None, sha256: str = "sum") -> RunFolder:
     folder = RunFolder(path, config or train_config(), sha256)
+    folder.claim()
     folder.begin()
     return folder
 
@@ -186,6 +187,7 @@ from pathlib import Path
 from jointmae.recipes import train_config
 from jointmae.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]), train_config(), "sum")
+folder.claim()
 folder.begin()
 print("begun", flush=True)
 sys.stdin.read()

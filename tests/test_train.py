@@ -10,24 +10,26 @@ import shutil
 import signal
 import sys
 import types
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from models import micro_config
-from runs import contents, fails, results, run, small_argv, small_config, write_clouds
 
 from jointmae import checkpoint, train, trainer
-from jointmae.data import load
+from jointmae.data import load, normalize_unit_sphere
 from jointmae.device import is_out_of_memory, out_of_memory_errors
 from jointmae.errors import DiskError, OutOfMemoryError
 from jointmae.model import JointMAE
 from jointmae.optimizer import adamw, load_state_tensors, parameter_groups, state_tensors
 from jointmae.progress import Progress
+from jointmae.recipes import train_config
 from jointmae.run_folder import RunFolder
 from jointmae.signals import Stopped, StopSignals
+from tests.models import micro_config
+from tests.runs import contents, fails, results, run, small_argv, small_config, write_clouds
 
 
 @pytest.fixture
@@ -192,6 +194,22 @@ def test_resume_never(whole, tmp_path, command):
     outcome = command(small_argv(tmp_path, "--resume", "never", "--epochs", "3"))
     assert fails(outcome, 2, "holds a run and --resume is never: choose another --out")
     assert status(tmp_path)["state"] == "finished"
+
+
+@pytest.mark.parametrize("resume", ["never", "no/such/checkpoint"])
+def test_a_refused_command_changes_nothing(whole, tmp_path, command, resume):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    before = {name: data for name, (data, _) in contents(tmp_path / "run").items()}
+    assert command(small_argv(tmp_path, "--epochs", "9", "--resume", resume)).code in (2, 4)
+    assert {name: data for name, (data, _) in contents(tmp_path / "run").items()} == before
+
+
+def test_without_augmentation_clouds_are_in_the_unit_sphere_too():
+    clouds = load("furniture").select(torch.arange(4))
+    config = replace(train_config("tiny"), augment="none")
+    points, _, _ = trainer.make_batch(config.model, config, clouds, torch.arange(4), 0)
+    torch.testing.assert_close(points.mean(1), torch.zeros(4, 3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(points.norm(dim=2).amax(1), torch.ones(4))
 
 
 def test_resume_from_a_path(whole, tmp_path, command):
@@ -645,7 +663,7 @@ def test_batches_are_what_augmentation_says(tmp_path):
     clouds = load(config.data[0])
     ids = torch.tensor([3, 5])
     plain, up, _ = trainer.make_batch(config.model, dataclasses.replace(config, augment="none"), clouds, ids, 0)
-    assert torch.equal(plain, clouds.points[ids]) and torch.equal(up, clouds.up[ids])
+    assert torch.equal(plain, normalize_unit_sphere(clouds.points[ids])) and torch.equal(up, clouds.up[ids])
     first, again, later = (trainer.make_batch(config.model, config, clouds, ids, epoch)[0] for epoch in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, later) and not torch.equal(first, plain)
     assert first.norm(dim=-1).amax() <= 1 + 1e-5

@@ -6,6 +6,7 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -45,7 +46,7 @@ class Pool {
   void run(Job& job, int num_helpers) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(threads_.size()) < num_helpers) threads_.emplace_back([this] { help(); });
+      start_helpers(num_helpers);
       tickets_.insert(tickets_.end(), num_helpers, &job);
     }
     for (int i = 0; i < num_helpers; ++i) wake_.notify_one();
@@ -56,6 +57,15 @@ class Pool {
   }
 
  private:
+  // Where the system grants no more threads, those that there are have to do; the caller alone is enough.
+  void start_helpers(int wanted) {
+    try {
+      while (static_cast<int>(threads_.size()) < wanted) threads_.emplace_back([this] { help(); });
+    } catch (const std::system_error&) {
+      return;
+    }
+  }
+
   void help() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {

@@ -24,7 +24,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The clouds of one split, as a file holds them: neither centred nor scaled."""
+    """The clouds of one split, neither centred nor scaled; float64 ones are moved so that their first point is 0."""
 
     points: NDArray[np.float32]  # [S, N, 3], finite
     labels: NDArray[np.int64]  # [S], -1 = none
@@ -146,8 +146,11 @@ def _points_shape(file: Hdf5, name: str) -> tuple[int, int]:
 
 
 def _points(file: Hdf5, name: str, names: Names) -> NDArray[np.float32]:
+    points = file.read(name)  # [S, N, 3]
+    if points.dtype == np.float64:  # map coordinates: float32 would round the shape away, so the offset goes first
+        points = points - np.nan_to_num(points[:, :1])
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is named below
-        points = file.read(name).astype(np.float32)  # [S, N, 3]
+        points = points.astype(np.float32)
     finite = np.isfinite(points)
     if not finite.all():
         cloud, row, _ = np.unravel_index(int(np.argmin(finite)), points.shape)

@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from jointmae import ops
 from jointmae.config import ModelConfig, model_config_from_dict, to_dict
 from jointmae.data import normalize_unit_sphere
-from jointmae.errors import CheckpointError
+from jointmae.errors import CheckpointError, JointMAEError
+from jointmae.limits import require_valid_model
 from jointmae.model import losses
 from jointmae.model.embed import (
     DepthEmbed,
@@ -309,6 +311,8 @@ class JointMAE(nn.Module):
         return Features(tokens, geometry.centers, pooled)
 
     def _encoder_input(self, points: Tensor, normalize: bool) -> Tensor:
+        if not isinstance(points, Tensor):
+            raise TypeError(f"encode: points must be a tensor, got {type(points).__name__}; torch.from_numpy makes one")
         if points.dim() != 3 or points.shape[-1] != 3:
             raise ValueError(f"encode: points must have shape [B, N, 3], got {list(points.shape)}")
         N = points.shape[1]
@@ -336,20 +340,24 @@ class JointMAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> JointMAE:
-        """The model of a run's folder (or of its `model.safetensors`), in evaluation mode.
+        """The model of a run's folder, or of one .safetensors file in it (a checkpoint's too), in evaluation mode.
 
         Raises CheckpointError if a file is missing, damaged or made for another model.
         """
-        folder = Path(path)
-        folder = folder.parent if folder.suffix == ".safetensors" else folder
+        weights = Path(path) if Path(path).suffix == ".safetensors" else Path(path) / "model.safetensors"
+        folder = weights.parent
+        if folder.parent.name == "checkpoints":  # runs/NAME/checkpoints/step-N
+            folder = folder.parent.parent
         try:
             values = json.loads((folder / "config.json").read_text())
-            model = cls(model_config_from_dict(values["model"]))
-            model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            config = model_config_from_dict(values["model"])
+            require_valid_model(config)
+            model = cls(config)
+            model.load_state_dict(safetensors.torch.load_file(weights))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, JointMAEError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"{folder}: not a trained model ({reason}). Wanted: a finished run's folder with config.json and "
+                f"{path}: not a trained model ({reason}). Wanted: a finished run's folder with config.json and "
                 "model.safetensors."
             ) from error
         return model.eval()

@@ -55,8 +55,15 @@ def require_same(op: str, first: str, a: Tensor, second: str, b: Tensor) -> None
         raise ValueError(f"{op}: {first} and {second} must be on one device, got {a.device} and {b.device}")
 
 
+def require_int(op: str, name: str, value: int) -> None:
+    """`value` must be an int; a SymInt of torch.compile is one too."""
+    if not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+
+
 def require_count(op: str, name: str, value: int, limit_name: str, limit: int) -> None:
-    """A count must lie in 1..limit."""
+    """A count must be an int in 1..limit."""
+    require_int(op, name, value)
     if not 1 <= value <= limit:
         raise ValueError(f"{op}: {name} must be in [1, {limit_name}={limit}], got {value}")
 

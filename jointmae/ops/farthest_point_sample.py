@@ -10,6 +10,7 @@ from jointmae.ops.checks import (
     as_kernel_input,
     require_count,
     require_finite,
+    require_int,
     require_length_values,
     require_lengths,
     require_points,
@@ -32,6 +33,7 @@ def farthest_point_sample(points: Tensor, num_samples: int, start: int = 0, leng
     """
     require_points(_OP, "points", points)
     require_count(_OP, "num_samples", num_samples, "N", points.shape[1])
+    require_int(_OP, "start", start)
     if not 0 <= start < points.shape[1]:
         raise ValueError(f"{_OP}: start must be in [0, N={points.shape[1]}), got {start}")
     require_lengths(_OP, "lengths", lengths, points)

@@ -38,5 +38,7 @@ def knn_interpolate(
     require_count(_OP, "k", k, "N", points.shape[1])
     require_lengths(_OP, "lengths", lengths, points)
     sq_dists, indices = knn(queries, points, k, lengths)  # [B, M, k]
-    weights = reference.interpolation_weights(sq_dists).to(features.dtype)  # [B, M, k]
-    return torch.einsum("bmk,bmkc->bmc", weights, group(features, indices))  # [B, M, C]
+    weights = reference.interpolation_weights(sq_dists)  # [B, M, k] float32 or float64
+    dtype = torch.promote_types(weights.dtype, features.dtype)  # half precision is summed in float32
+    neighbors = group(features, indices).to(dtype)  # [B, M, k, C]
+    return torch.einsum("bmk,bmkc->bmc", weights.to(dtype), neighbors).to(features.dtype)  # [B, M, C]

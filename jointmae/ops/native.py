@@ -8,6 +8,7 @@ from types import ModuleType
 from torch import Tensor
 
 from jointmae.build_info import source_hash
+from jointmae.errors import UsageError
 
 REBUILD = "run `pip install .` in the checkout"
 
@@ -25,6 +26,10 @@ def _load() -> tuple[ModuleType | None, str]:
     checkout = source_hash()
     if checkout is not None and checkout != jointmae_native.source_hash:
         return None, f"jointmae_native was built from other sources than this checkout's csrc/; rebuild: {REBUILD}"
+    try:
+        jointmae_native.isa()
+    except ValueError as error:  # JOINTMAE_ISA is set to what is none, or to what this processor lacks
+        raise UsageError(str(error)) from error
     return jointmae_native, ""
 
 

@@ -69,6 +69,8 @@ def project_points(
     """
     require_points(_OP, "points", points)
     _require_cameras(points, world_to_cam, intrinsics)
+    if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
+        raise TypeError(f"{_OP}: image_size must be a pair (H, W), got {image_size!r}")
     height, width = image_size
     if height < 1 or width < 1:
         raise ValueError(f"{_OP}: image_size must be at least (1, 1), got ({height}, {width})")

@@ -51,6 +51,8 @@ def chart(
     lines = [line for line in lines if line.values and any(line.values)]
     if not lines:
         return ""
+    if log and reference is not None and reference[1] <= 0:  # the trivial loss of clouds without extent
+        reference = None
     log = log and min(min(line.values) for line in lines) > 0
     y = _value_axis(lines, reference, log)
     x = Axis(0, max(last_step, 1), _LEFT, _RIGHT, log=False)

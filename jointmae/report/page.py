@@ -242,7 +242,7 @@ def _picture(picture: Picture) -> str:
 
 def _details(folder: RunFolder, config: TrainConfig, env: dict[str, Any]) -> str:
     path = folder.path
-    load = f'from jointmae.model import JointMAE\n\nmodel = JointMAE.from_pretrained("{path}")'
+    load = f'from jointmae import JointMAE\n\nmodel = JointMAE.from_pretrained("{path}")'
     resume = words.train_command(env)
     commands = [
         ("Probe the encoder again, or on other data", words.probe_command(path, config)),

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import results, small_argv
+
+from tests.runs import results, small_argv
 
 KILLS = int(os.environ.get("JOINTMAE_KILLS", "4"))
 # Checkpoints all the time, so that a good part of the kills hits a save; steps take a few hundredths of a second.

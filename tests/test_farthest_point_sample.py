@@ -88,6 +88,13 @@ def test_errors():
             "points must be floating point, got torch.int64; call .float() on it",
             lambda: ops.farthest_point_sample(points.long(), 1),
         ),
+        (
+            ValueError,
+            "points must have fewer than 2^31 points, got 2147483648",
+            lambda: ops.farthest_point_sample(torch.empty(1, 1, 3).expand(1, 2**31, 3), 1),
+        ),
+        (TypeError, "num_samples must be an int, got float", lambda: ops.farthest_point_sample(points, 8.0)),
+        (TypeError, "start must be an int, got Tensor", lambda: ops.farthest_point_sample(points, 1, bad[0])),
         (TypeError, "points must be a tensor, got list", lambda: ops.farthest_point_sample([1], 1)),
         (ValueError, "lengths must be at least 4, got 3", lambda: ops.farthest_point_sample(points, 4, lengths=short)),
         (

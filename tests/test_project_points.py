@@ -345,6 +345,7 @@ def test_not_finite(value):
         ({"world_to_cam": torch.zeros(2, 1, 3, 4, dtype=torch.int32)}, TypeError, r"world_to_cam must be floating"),
         ({"intrinsics": torch.zeros(2, 3, 3)}, ValueError, r"\[3, 3\] or \[B=2, V=1, 3, 3\], got \[2, 3, 3\]"),
         ({"intrinsics": torch.ones(3, 3)}, ValueError, r"intrinsics must have no skew"),
+        ({"image_size": 64}, TypeError, r"image_size must be a pair \(H, W\), got 64"),
         ({"image_size": (0, 8)}, ValueError, r"image_size must be at least \(1, 1\), got \(0, 8\)"),
         ({"radius": -1}, ValueError, r"radius must be in \[0, max\(H, W\)=8\], got -1"),
         ({"radius": 9}, ValueError, r"radius must be in \[0, max\(H, W\)=8\], got 9"),

@@ -45,6 +45,8 @@ def require_points(op: str, name: str, points: Tensor) -> None:
         raise ValueError(f"{op}: {name} must have shape [B, N, 3], got {shape_of(points)}")
     if points.shape[1] == 0:
         raise ValueError(f"{op}: {name} must have at least one point, got {shape_of(points)}")
+    if points.shape[1] >= 2**31:
+        raise ValueError(f"{op}: {name} must have fewer than 2^31 points, got {points.shape[1]}")
 
 
 def require_same(op: str, first: str, a: Tensor, second: str, b: Tensor) -> None:

@@ -48,7 +48,9 @@ def warn_reference(device_type: str) -> None:
         return
     _warned.add(device_type)
     reason = why_not
-    if kernels is not None and device_type == "cuda":
+    if has_cuda and device_type == "cuda":
+        reason = "this version of jointmae has no CUDA kernels for it yet"
+    elif kernels is not None and device_type == "cuda":
         reason = "the module was built without CUDA, or the driver is older than the toolkit: " + (
             f"with nvcc on PATH and a current driver, {REBUILD}"
         )

@@ -20,7 +20,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "Make room, or choose another place to write to." if full else "Choose another place to write to."
         raise DiskError(f"cannot write {path}: {reason}. {advice}") from error
 

@@ -90,7 +90,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
 LIVE = """
 from jointmae.progress import Progress
-from test_schedule import snapshot
+from tests.test_schedule import snapshot
 try:
     with Progress() as progress:
         for step in range(1, 6):

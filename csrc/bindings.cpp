@@ -1,8 +1,6 @@
 // The only PYBIND11_MODULE. Tensors come as addresses, and every size beside them: this file never sees torch, and
 // checks nothing (jointmae/ops/<op>.py does, before it takes an address). The GIL is released in every kernel.
-#include <pybind11/pybind11.h>
-
-#include <cstdint>
+#include "bindings.h"
 
 #include "chamfer_distance/chamfer_distance.h"
 #include "common/device.h"
@@ -14,16 +12,11 @@
 #include "project_points/project_points.h"
 
 namespace py = pybind11;
+using jointmae::Address;
 using jointmae::dispatch_isa;
+using jointmae::pointer;
 
 namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // Calls `call(level, T{})` with the run-time instruction set and with float or double.
 template <typename Call>
@@ -45,6 +38,7 @@ PYBIND11_MODULE(jointmae_native, m) {
 #if defined(JOINTMAE_CUDA)
   m.attr("built_with_cuda") = true;
   m.def("cuda_driver_serves_toolkit", &jointmae::cuda_driver_serves_toolkit);
+  jointmae::bind_cuda(m);
 #else
   m.attr("built_with_cuda") = false;
 #endif

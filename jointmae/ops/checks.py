@@ -15,7 +15,11 @@ _check_finite_on_gpu = False
 
 
 def check_finite(enabled: bool) -> None:
-    """Whether ops look for NaN and infinity on devices other than the CPU too (there the look waits for the device)."""
+    """Whether ops look at values (NaN, infinity, lengths, indices) on other devices than the CPU too.
+
+    There the look waits for the device, so it is off by default; bad values then give wrong results, but never an index
+    or an address out of range.
+    """
     global _check_finite_on_gpu
     _check_finite_on_gpu = enabled
 
@@ -83,9 +87,14 @@ def require_lengths(op: str, name: str, lengths: Tensor | None, points: Tensor) 
         raise ValueError(f"{op}: {name} must be on {points.device}, got {lengths.device}")
 
 
+def values_are_checked(tensor: Tensor) -> bool:
+    """Whether values of `tensor` are looked at: always on the CPU, elsewhere after `check_finite(True)`."""
+    return tensor.device.type == "cpu" or _check_finite_on_gpu
+
+
 def require_length_values(op: str, name: str, lengths: Tensor | None, num_points: int, at_least: int = 1) -> None:
     """Each length must lie in at_least..num_points, where `at_least` is the k or the number of samples asked for."""
-    if lengths is None or lengths.numel() == 0:
+    if lengths is None or lengths.numel() == 0 or not values_are_checked(lengths):
         return
     shortest, longest = int(lengths.min()), int(lengths.max())
     if shortest < at_least:
@@ -96,7 +105,7 @@ def require_length_values(op: str, name: str, lengths: Tensor | None, num_points
 
 def require_finite(op: str, name: str, tensor: Tensor) -> None:
     """No NaN and no infinity; names the first bad row. Skipped off the CPU unless `check_finite(True)`."""
-    if tensor.device.type != "cpu" and not _check_finite_on_gpu:
+    if not values_are_checked(tensor):
         return
     if _all_finite(tensor):
         return

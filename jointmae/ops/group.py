@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import reference
-from jointmae.ops.checks import require_floating, require_same, require_tensor, shape_of
+from jointmae.ops.checks import require_floating, require_same, require_tensor, shape_of, values_are_checked
 from jointmae.ops.native import address, kernels
 from jointmae.ops.registry import define
 
@@ -36,7 +36,7 @@ def group(features: Tensor, indices: Tensor) -> Tensor:
 
 
 def _check_values(indices: Tensor, N: int) -> None:
-    if indices.device.type != "cpu" or indices.numel() == 0:
+    if indices.numel() == 0 or not values_are_checked(indices):
         return
     for index in (int(indices.min()), int(indices.max())):
         if not 0 <= index < N:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from jointmae.build_info import source_hash
@@ -34,7 +35,10 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 kernels, why_not = _load()
-has_cuda: bool = kernels is not None and kernels.built_with_cuda and kernels.cuda_driver_serves_toolkit()
+# The same module where its CUDA kernels can be used, else None.
+cuda: ModuleType | None = None
+if kernels is not None and kernels.built_with_cuda and kernels.cuda_driver_serves_toolkit():
+    cuda = kernels
 _warned: set[str] = set()
 
 if kernels is None and "rebuild" in why_not:  # said at once: a stale module is a mistake, a missing one may be a choice
@@ -48,9 +52,7 @@ def warn_reference(device_type: str) -> None:
         return
     _warned.add(device_type)
     reason = why_not
-    if has_cuda and device_type == "cuda":
-        reason = "this version of jointmae has no CUDA kernels for it yet"
-    elif kernels is not None and device_type == "cuda":
+    if kernels is not None and device_type == "cuda":
         reason = "the module was built without CUDA, or the driver is older than the toolkit: " + (
             f"with nvcc on PATH and a current driver, {REBUILD}"
         )
@@ -69,3 +71,9 @@ def address(tensor: Tensor | None) -> int:
         return 0
     assert tensor.is_contiguous(), "kernels take contiguous tensors"
     return tensor.data_ptr()
+
+
+def stream_of(tensor: Tensor) -> tuple[int, int]:
+    """The device of a CUDA tensor and the current stream there, as the kernels take them."""
+    stream = torch.cuda.current_stream(tensor.device)
+    return stream.device_index, stream.cuda_stream

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import reference
-from jointmae.ops.checks import require_finite, require_points, require_same, require_tensor, shape_of
+from jointmae.ops.checks import (
+    require_finite,
+    require_points,
+    require_same,
+    require_tensor,
+    shape_of,
+    values_are_checked,
+)
 from jointmae.ops.native import address, kernels
 from jointmae.ops.registry import define
 
@@ -122,7 +129,7 @@ def _check_values(points: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> N
     require_finite(_OP, "points", points)
     require_finite(_OP, "world_to_cam", world_to_cam)
     require_finite(_OP, "intrinsics", intrinsics)
-    if points.device.type == "cpu" and intrinsics[..., 0, 1].any():
+    if values_are_checked(points) and intrinsics[..., 0, 1].any():
         raise ValueError(f"{_OP}: intrinsics must have no skew (element [0, 1] is 0), got {intrinsics[..., 0, 1]}")
 
 

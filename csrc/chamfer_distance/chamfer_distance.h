@@ -31,12 +31,8 @@ void chamfer_distance_backward_cpu(const T* grad_d_xy, const T* grad_d_yx,      
                                    T* grad_x, T* grad_y,                                // [B, N, 3], [B, M, 3]
                                    int64_t B, int64_t N, int64_t M, int num_threads);
 
-// Which kernels run; automatic is the choice by size.
-enum class ChamferPath {
-  automatic,
-  tiny,  // sets of at most 64 points or so: a thread per point, everything in shared memory
-  large
-};
+// Which kernels run: those for tiny sets where they can, or those for large clouds in any case.
+enum class ChamferPath { by_size, large };
 
 // How many 64-bit keys the forward pass needs, with all bits set.
 int64_t chamfer_distance_keys(int64_t B, int64_t N, int64_t M, ChamferPath path);

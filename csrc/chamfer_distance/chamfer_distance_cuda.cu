@@ -4,9 +4,10 @@
 // warp finds goes as a key (distance, window) into a 64-bit minimum, which needs no order; a second kernel looks each
 // window through for the index.
 //
-// Tiny sets: a thread per point of either cloud, several sets a block, everything in shared memory, in one launch.
+// Tiny sets: a warp has all rows and columns of a set, and needs no keys: one launch.
 //
-// Backward: a thread per point adds up what it says itself and what the points say whose nearest it is, in order.
+// Backward: a thread per point adds up what its own distance says and those of the points whose nearest it is, in
+// order.
 #include <utility>
 
 #include "chamfer_distance/chamfer_distance.h"
@@ -16,9 +17,9 @@
 namespace jointmae {
 namespace {
 
-constexpr int64_t kMaxTiny = 64;      // points; beyond, computing each distance once pays for two more launches
-constexpr int kThreads = 256;         // of all kernels but `nearest_kernel`
-constexpr int kNearestWarps = 4;      // per block; they share nothing
+constexpr int64_t kMaxTiny = 64;      // points: two rows a lane
+constexpr int kBlockWarps = 4;        // where a warp has its own work and shares nothing
+constexpr int kThreads = 256;         // per block elsewhere
 constexpr int kWindow = 8;            // candidates that a key leaves
 constexpr int64_t kUnitsPerSm = 32;   // warps' worth of work, where there is enough of it
 constexpr int64_t kMaxColumns = 512;  // per warp: by then loading the rows costs nothing beside
@@ -60,9 +61,9 @@ struct Columns {
 };
 
 template <int kRows>
-__global__ void __launch_bounds__(kNearestWarps* kWarpSize, 5) nearest_kernel(Cloud rows, Cloud columns, Units units) {
+__global__ void __launch_bounds__(kBlockWarps* kWarpSize, 5) nearest_kernel(Cloud rows, Cloud columns, Units units) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int64_t unit = int64_t{blockIdx.x} * kNearestWarps + warp;
+  const int64_t unit = int64_t{blockIdx.x} * kBlockWarps + warp;
   if (unit >= units.count) return;
   const int64_t range = unit % units.ranges, block = unit / units.ranges % units.row_blocks;
   const int64_t b = unit / units.ranges / units.row_blocks;
@@ -161,57 +162,76 @@ __global__ void __launch_bounds__(kThreads) resolve_kernel(Cloud x, Cloud y, int
   }
 }
 
-// Point p of a block's tiny sets, of which those of x come first.
-struct TinyPoint {
-  __device__ __forceinline__ TinyPoint(int p, int sets, int N, int M) : of_x(p < sets * N) {
-    const unsigned place = static_cast<unsigned>(of_x ? p : p - sets * N), count = static_cast<unsigned>(of_x ? N : M);
-    set = static_cast<int>(place / count);
-    i = static_cast<int>(place % count);
-    others = of_x ? sets * N + set * M : set * N;
-  }
-  bool of_x;
-  int set, i;  // its own set, and where it is there
-  int others;  // the first of the points that it looks at
+// What a warp has in shared memory of a tiny set's columns.
+struct TinyColumns {
+  float4 point[kMaxTiny];
+  uint4 nearest[kMaxTiny];  // the bits of the smallest distance, and the lanes that have it, for two rows a lane
 };
 
-__device__ __forceinline__ int sets_of_block(int num_sets, int64_t B) {
-  const int64_t left = B - int64_t{blockIdx.x} * num_sets;
-  return static_cast<int>(left < num_sets ? left : num_sets);
-}
-
-// One block per num_sets pairs of clouds.
-__global__ void __launch_bounds__(kThreads) tiny_kernel(Cloud x, Cloud y, int64_t B, int num_sets) {
-  auto* points = shared_memory<float4>();  // [sets, N], then [sets, M]
-  const int sets = sets_of_block(num_sets, B), N = static_cast<int>(x.count), M = static_cast<int>(y.count);
-  for (int p = static_cast<int>(threadIdx.x); p < sets * (N + M); p += kThreads) {
-    const TinyPoint tiny(p, sets, N, M);
-    const Cloud mine = tiny.of_x ? x : y;
-    const int64_t b = int64_t{blockIdx.x} * num_sets + tiny.set;
-    const float3 q = load_point(mine.points, b * mine.count + tiny.i);
-    points[p] = make_float4(q.x, q.y, q.z, 0);
+// One warp per pair of clouds, kRows rows a lane: lane, lane + 32.
+template <int kRows>
+__global__ void __launch_bounds__(kBlockWarps* kWarpSize) tiny_kernel(Cloud rows, Cloud columns, int64_t B) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int64_t b = int64_t{blockIdx.x} * kBlockWarps + warp;
+  if (b >= B) return;
+  TinyColumns& shared = shared_memory<TinyColumns>()[warp];
+  const int num_rows = static_cast<int>(rows.length(b)), num_columns = static_cast<int>(columns.length(b));
+  const int64_t first_row = b * rows.count, first_column = b * columns.count;
+  float3 point[kRows];
+  float nearest[kRows];
+  int index[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int row = lane + r * kWarpSize;
+    point[r] = row < num_rows ? load_point(rows.points, first_row + row) : make_float3(kNan, kNan, kNan);
+    nearest[r] = kInfinity;
+    index[r] = 0;
   }
-  __syncthreads();
-  for (int p = static_cast<int>(threadIdx.x); p < sets * (N + M); p += kThreads) {
-    const TinyPoint tiny(p, sets, N, M);
-    const Cloud mine = tiny.of_x ? x : y, other = tiny.of_x ? y : x;
-    const int64_t b = int64_t{blockIdx.x} * num_sets + tiny.set;
-    float distance = 0;
-    int index = 0;
-    if (tiny.i < mine.length(b)) {
-      const float4 point = points[p], *others = points + tiny.others;
-      const int num_others = static_cast<int>(other.length(b));
-      distance = kInfinity;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int j = lane + half * kWarpSize;
+    if (j >= num_columns) continue;
+    const float3 p = load_point(columns.points, first_column + j);
+    shared.point[j] = make_float4(p.x, p.y, p.z, 0);
+  }
+  __syncwarp();
 #pragma unroll 4
-      for (int j = 0; j < num_others; ++j) {
-        const float d = sq_distance(point.x, point.y, point.z, others[j].x, others[j].y, others[j].z);
-        if (d < distance) distance = d, index = j;
-      }
-      if (index == 0) {  // NaN shows, where nothing is nearer
-        distance = sq_distance(point.x, point.y, point.z, others[0].x, others[0].y, others[0].z);
-      }
+  for (int j = 0; j < num_columns; ++j) {
+    const float4 q = shared.point[j];
+    float d[kRows], lowest = kInfinity;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      d[r] = sq_distance(point[r].x, point[r].y, point[r].z, q.x, q.y, q.z);
+      if (d[r] < nearest[r]) nearest[r] = d[r], index[r] = j;
+      lowest = r == 0 ? d[r] : fminf(lowest, d[r]);
     }
-    mine.distance[b * mine.count + tiny.i] = distance;
-    mine.index[b * mine.count + tiny.i] = index;
+    const unsigned lowest_bits = __reduce_min_sync(kAllLanes, __float_as_uint(lowest));
+    unsigned lanes[2] = {};
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) lanes[r] = __ballot_sync(kAllLanes, __float_as_uint(d[r]) == lowest_bits);
+    if (lane == 0) shared.nearest[j] = make_uint4(lowest_bits, lanes[0], lanes[1], 0);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int row = lane + r * kWarpSize;
+    if (row >= rows.count) continue;
+    if (index[r] == 0) {  // so that NaN shows, which is less than nothing
+      const float4 q = shared.point[0];
+      nearest[r] = sq_distance(point[r].x, point[r].y, point[r].z, q.x, q.y, q.z);
+    }
+    rows.distance[first_row + row] = row < num_rows ? nearest[r] : 0;
+    rows.index[first_row + row] = index[r];
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int j = lane + half * kWarpSize;
+    if (j >= columns.count) continue;
+    const uint4 found = j < num_columns ? shared.nearest[j] : make_uint4(0, 1, 0, 0);
+    const int row =
+        found.y != 0 ? __ffs(static_cast<int>(found.y)) - 1 : __ffs(static_cast<int>(found.z)) + kWarpSize - 1;
+    columns.distance[first_column + j] = __uint_as_float(found.x);
+    columns.index[first_column + j] = row < num_rows ? row : 0;  // beyond only where every distance is NaN
   }
 }
 
@@ -223,6 +243,7 @@ struct Side {
   const int64_t* index;        // [B, count], into the other side
   float* grad;                 // [B, count, 3]
   int64_t count;
+  bool own_first;
   InverseIndex readers;  // who of the other side has each point as its nearest; not for tiny sets
 
   // What the point at `place` of all points looks at, -1 where that counts nowhere.
@@ -232,14 +253,35 @@ struct Side {
   }
 };
 
-// The gradient to `from` of grad * its squared distance to `to`; the one to `to` is the opposite.
-__device__ __forceinline__ float3 gradient(float grad, float3 from, float3 to) {
-  return make_float3(2 * grad * (from.x - to.x), 2 * grad * (from.y - to.y), 2 * grad * (from.z - to.z));
-}
+__device__ __forceinline__ float3 xyz(float4 p) { return make_float3(p.x, p.y, p.z); }
 
-__device__ __forceinline__ float3 sum_of(float3 a, float3 b) { return make_float3(a.x + b.x, a.y + b.y, a.z + b.z); }
+// The gradient of one point, added up in the order of the CPU: its own distance first on the side of x, last on that of
+// y; the distances of the points that have it as their nearest in the order of those.
+class GradientSum {
+ public:
+  __device__ __forceinline__ GradientSum(float3 point, bool own_first) : point_(point), own_first_(own_first) {}
 
-__device__ __forceinline__ void subtract(float3& a, float3 b) { a.x -= b.x, a.y -= b.y, a.z -= b.z; }
+  __device__ __forceinline__ void add_own(float grad, float3 nearest) {
+    const float3 d = gradient(grad, point_, nearest);
+    (own_first_ ? sum_ : own_) = d;
+  }
+  __device__ __forceinline__ void add_reader(float grad, float3 reader) {
+    const float3 d = gradient(grad, reader, point_);
+    sum_ = make_float3(sum_.x - d.x, sum_.y - d.y, sum_.z - d.z);
+  }
+  __device__ __forceinline__ float3 result() const {
+    return make_float3(sum_.x + own_.x, sum_.y + own_.y, sum_.z + own_.z);
+  }
+
+ private:
+  // Of grad * the squared distance between two points, to the first; to the second it is the opposite.
+  static __device__ __forceinline__ float3 gradient(float grad, float3 a, float3 b) {
+    return make_float3(2 * grad * (a.x - b.x), 2 * grad * (a.y - b.y), 2 * grad * (a.z - b.z));
+  }
+
+  float3 point_, own_ = {}, sum_ = {};
+  bool own_first_;
+};
 
 __device__ __forceinline__ void store_point(float* points, int64_t i, float3 point) {
   points[3 * i] = point.x;
@@ -247,40 +289,57 @@ __device__ __forceinline__ void store_point(float* points, int64_t i, float3 poi
   points[3 * i + 2] = point.z;
 }
 
-// A point of a tiny set.
-struct alignas(16) Reader {
-  float3 point;
-  int nearest;
+// What a warp has in shared memory of one side of a tiny set.
+struct TinySide {
+  float4 point[kMaxTiny];         // and the gradient of its distance
+  unsigned readers[kMaxTiny][2];  // a bit for each point of the other side that has it as its nearest
 };
 
-// As `tiny_kernel`; each point asks all others whose nearest they have.
-__global__ void __launch_bounds__(kThreads) tiny_backward_kernel(Side x, Side y, int64_t B, int num_sets) {
-  const int sets = sets_of_block(num_sets, B), N = static_cast<int>(x.count), M = static_cast<int>(y.count);
-  auto* readers = shared_memory<Reader>();  // [sets, N], then [sets, M]
-  auto* grads = reinterpret_cast<float*>(readers + sets * (N + M));
-  for (int p = static_cast<int>(threadIdx.x); p < sets * (N + M); p += kThreads) {
-    const TinyPoint tiny(p, sets, N, M);
-    const Side mine = tiny.of_x ? x : y, other = tiny.of_x ? y : x;
-    const int64_t b = int64_t{blockIdx.x} * num_sets + tiny.set, place = b * mine.count + tiny.i;
-    readers[p] = {load_point(mine.points, place), static_cast<int>(mine.nearest(place, b, other.count))};
-    grads[p] = mine.grad_distance[place];
-  }
-  __syncthreads();
-  for (int p = static_cast<int>(threadIdx.x); p < sets * (N + M); p += kThreads) {
-    const TinyPoint tiny(p, sets, N, M);
-    const Side mine = tiny.of_x ? x : y, other = tiny.of_x ? y : x;
-    const Reader me = readers[p], *others = readers + tiny.others;
-    float3 own = {}, sum = {};
-    if (me.nearest >= 0) own = gradient(grads[p], me.point, others[me.nearest].point);
-    if (tiny.of_x) sum = own;
-    for (int j = 0; j < other.count; ++j) {
-      if (others[j].nearest == tiny.i) {
-        subtract(sum, gradient(grads[tiny.others + j], others[j].point, me.point));
-      }
+// One warp per pair of clouds.
+__global__ void __launch_bounds__(kBlockWarps* kWarpSize) tiny_backward_kernel(Side x, Side y, int64_t B) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int64_t b = int64_t{blockIdx.x} * kBlockWarps + warp;
+  if (b >= B) return;
+  TinySide* shared = shared_memory<TinySide>() + 2 * warp;
+  const auto load = [&](const Side& side, TinySide& to) {
+#pragma unroll 1
+    for (int i = lane; i < side.count; i += kWarpSize) {
+      const float3 p = load_point(side.points, b * side.count + i);
+      to.point[i] = make_float4(p.x, p.y, p.z, side.grad_distance[b * side.count + i]);
+      to.readers[i][0] = to.readers[i][1] = 0;
     }
-    if (!tiny.of_x) sum = sum_of(sum, own);
-    store_point(mine.grad, (int64_t{blockIdx.x} * num_sets + tiny.set) * mine.count + tiny.i, sum);
-  }
+  };
+  const auto read = [&](const Side& side, TinySide& other, int64_t num_others) {
+#pragma unroll 1
+    for (int i = lane; i < side.count; i += kWarpSize) {
+      const int64_t nearest = side.nearest(b * side.count + i, b, num_others);
+      if (nearest >= 0) atomicOr(&other.readers[nearest][i / kWarpSize], 1u << i % kWarpSize);
+    }
+  };
+  const auto add_up = [&](const Side& side, const TinySide& mine, const TinySide& other, int64_t num_others) {
+#pragma unroll 1
+    for (int i = lane; i < side.count; i += kWarpSize) {
+      const int64_t place = b * side.count + i, nearest = side.nearest(place, b, num_others);
+      const float4 me = mine.point[i];
+      GradientSum sum(xyz(me), side.own_first);
+      if (nearest >= 0) sum.add_own(me.w, xyz(other.point[nearest]));
+      for (int half = 0; half < 2; ++half) {
+        for (unsigned left = mine.readers[i][half]; left != 0; left &= left - 1) {
+          const float4 reader = other.point[half * kWarpSize + __ffs(static_cast<int>(left)) - 1];
+          sum.add_reader(reader.w, xyz(reader));
+        }
+      }
+      store_point(side.grad, place, sum.result());
+    }
+  };
+  load(x, shared[0]);
+  load(y, shared[1]);
+  __syncwarp();
+  read(x, shared[1], y.count);
+  read(y, shared[0], x.count);
+  __syncwarp();
+  add_up(x, shared[0], shared[1], y.count);
+  add_up(y, shared[1], shared[0], x.count);
 }
 
 // One thread per point of either cloud.
@@ -291,12 +350,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Side x, Side y, int6
   const Side mine = of_x ? x : y, other = of_x ? y : x;
   if (place >= B * mine.count) return;
   const int64_t b = place / mine.count, before = b * other.count;
-  const float3 point = load_point(mine.points, place);
-  float3 own = {}, sum = {};
+  GradientSum sum(load_point(mine.points, place), mine.own_first);
   const int64_t nearest = mine.nearest(place, b, other.count);
-  if (nearest >= 0) own = gradient(mine.grad_distance[place], point, load_point(other.points, before + nearest));
-  if (of_x) sum = own;
+  if (nearest >= 0) sum.add_own(mine.grad_distance[place], load_point(other.points, before + nearest));
   const int32_t* offsets = mine.readers.offsets + place + b;  // of count + 1 per cloud
+  const int32_t* order = mine.readers.order + before;
   const int end = offsets[1];
   for (int i = offsets[0]; i < end; i += kAhead) {
     float3 reader[kAhead];
@@ -304,29 +362,26 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Side x, Side y, int6
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
       if (i + a >= end) continue;
-      const int64_t j = before + mine.readers.order[before + i + a];
+      const int64_t j = before + order[i + a];
       reader[a] = load_point(other.points, j);
       grad[a] = other.grad_distance[j];
     }
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      if (i + a < end) subtract(sum, gradient(grad[a], reader[a], point));
+      if (i + a < end) sum.add_reader(grad[a], reader[a]);
     }
   }
-  if (!of_x) sum = sum_of(sum, own);
-  store_point(mine.grad, place, sum);
+  store_point(mine.grad, place, sum.result());
 }
 
 bool is_tiny(int64_t N, int64_t M, ChamferPath path) {
-  return path == ChamferPath::automatic ? N <= kMaxTiny && M <= kMaxTiny : path == ChamferPath::tiny;
+  return N <= kMaxTiny && M <= kMaxTiny && path != ChamferPath::large;
 }
 
-// How many tiny sets a block has: a thread per point.
-int sets_per_block(int64_t N, int64_t M) { return N + M < kThreads ? static_cast<int>(kThreads / (N + M)) : 1; }
-
-LaunchShape tiny_shape(int64_t B, int64_t N, int64_t M, std::size_t bytes_per_point) {
-  const int64_t sets = sets_per_block(N, M);
-  return {ceil_div(B, sets), kThreads, sets * (N + M) * static_cast<int64_t>(bytes_per_point)};
+// A warp per item; they share nothing.
+LaunchShape by_warp(int64_t count, std::size_t bytes_per_warp) {
+  return {ceil_div<int64_t>(count, kBlockWarps), kBlockWarps * kWarpSize,
+          kBlockWarps * static_cast<int64_t>(bytes_per_warp)};
 }
 
 // Ranges of columns so short that every SM has work, and not shorter.
@@ -344,9 +399,8 @@ Units units_of(int64_t B, int64_t rows, int64_t columns, int rows_per_warp, cons
 template <int kRows>
 void launch_nearest(int64_t B, const Cloud& rows, const Cloud& columns, const Stream& stream) {
   const Units units = units_of(B, rows.count, columns.count, kRows, stream);
-  const LaunchShape shape{ceil_div<int64_t>(units.count, kNearestWarps), kNearestWarps * kWarpSize,
-                          kNearestWarps * static_cast<int64_t>(sizeof(Columns))};
-  launch("chamfer_distance: nearest", nearest_kernel<kRows>, shape, stream, rows, columns, units);
+  launch("chamfer_distance: nearest", nearest_kernel<kRows>, by_warp(units.count, sizeof(Columns)), stream, rows,
+         columns, units);
 }
 
 }  // namespace
@@ -360,12 +414,12 @@ void chamfer_distance_cuda(const float* x, const float* y, const int64_t* length
                            int64_t B, int64_t N, int64_t M, ChamferPath path, const Stream& stream) {
   if (B == 0) return;
   Cloud rows{x, lengths_x, N, d_xy, index_xy, keys}, columns{y, lengths_y, M, d_yx, index_yx, keys + B * N};
+  if (N < M) std::swap(rows, columns);
   if (is_tiny(N, M, path)) {
-    launch("chamfer_distance: tiny", tiny_kernel, tiny_shape(B, N, M, sizeof(float4)), stream, rows, columns, B,
-           sets_per_block(N, M));
+    launch("chamfer_distance: tiny", rows.count <= kWarpSize ? tiny_kernel<1> : tiny_kernel<2>,
+           by_warp(B, sizeof(TinyColumns)), stream, rows, columns, B);
     return;
   }
-  if (N < M) std::swap(rows, columns);
   // 8 rows a lane cost 8 % less than 4, unless most of the last warp would have none.
   const int64_t eight = ceil_div<int64_t>(rows.count, 8 * kWarpSize),
                 four = ceil_div<int64_t>(rows.count, 4 * kWarpSize);
@@ -383,10 +437,11 @@ void chamfer_distance_backward_cuda(const float* grad_d_xy, const float* grad_d_
                                     const int64_t* index_yx, float* grad_x, float* grad_y, int32_t* workspace,
                                     int64_t B, int64_t N, int64_t M, ChamferPath path, const Stream& stream) {
   if (B == 0) return;
-  Side of_x{x, lengths_x, grad_d_xy, index_xy, grad_x, N, {}}, of_y{y, lengths_y, grad_d_yx, index_yx, grad_y, M, {}};
+  Side of_x{x, lengths_x, grad_d_xy, index_xy, grad_x, N, true, {}};
+  Side of_y{y, lengths_y, grad_d_yx, index_yx, grad_y, M, false, {}};
   if (is_tiny(N, M, path)) {
-    launch("chamfer_distance_backward: tiny", tiny_backward_kernel, tiny_shape(B, N, M, sizeof(Reader) + sizeof(float)),
-           stream, of_x, of_y, B, sets_per_block(N, M));
+    launch("chamfer_distance_backward: tiny", tiny_backward_kernel, by_warp(B, 2 * sizeof(TinySide)), stream, of_x,
+           of_y, B);
     return;
   }
   of_y.readers = inverse_index_cuda(index_xy, lengths_x, workspace, B, N, M, stream);

@@ -65,15 +65,19 @@ __global__ void __launch_bounds__(kThreads) group_kernel(const Vector* __restric
     const int64_t* index_of = indices + b * tiles.rows + first;
     Vector* to = out + (b * tiles.rows + first) * tiles.vectors;
     for (int64_t begin = threadIdx.x; begin < count; begin += kTile) {
+      int64_t index[kAhead], column[kAhead];
       Vector vector[kAhead];
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        const int64_t i = begin + a * kThreads;
-        if (i >= count) continue;
+        const int64_t i = begin + a * kThreads < count ? begin + a * kThreads : begin;
         const int row = row_of(i, tiles);
-        const int64_t index = index_of[row];
-        vector[a] = all_ones<Vector>();
-        if (index >= 0 && index < N) vector[a] = __ldg(from + index * tiles.vectors + (i - row * tiles.vectors));
+        index[a] = index_of[row];
+        column[a] = i - row * tiles.vectors;
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const bool in_range = index[a] >= 0 && index[a] < N;
+        vector[a] = in_range ? __ldg(from + index[a] * tiles.vectors + column[a]) : all_ones<Vector>();
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {

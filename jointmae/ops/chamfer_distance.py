@@ -22,7 +22,7 @@ from jointmae.ops.registry import define
 _OP = "chamfer_distance"
 _NORMS = ("l2", "l1")
 _REDUCTIONS = ("mean", "sum", "none")
-_PATH = 0  # which CUDA kernels, as in chamfer_distance.h; 0 is by size
+_PATH = 0  # which CUDA kernels: 0 by size, 1 those for large clouds
 
 
 @overload

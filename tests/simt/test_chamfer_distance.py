@@ -11,11 +11,11 @@ from jointmae.ops import reference
 from tests.op_cases import KINDS, clouds, equal
 
 op = importlib.import_module("jointmae.ops.chamfer_distance")  # the name is the function
-TINY, LARGE = 1, 2
+BY_SIZE, LARGE = 0, 1
 SIZES = [(1, 1), (16, 16), (32, 32), (24, 17), (1, 40), (40, 1), (64, 64), (100, 70), (130, 257)]
 
 
-@pytest.fixture(params=[TINY, LARGE])
+@pytest.fixture(params=[BY_SIZE, LARGE])
 def path(request, device, monkeypatch):
     monkeypatch.setattr(op, "_PATH", request.param)
 

@@ -8,6 +8,7 @@
 //
 // Backward: a thread per point adds up what its own distance says and those of the points whose nearest it is, in
 // order.
+#include <limits>
 #include <utility>
 
 #include "chamfer_distance/chamfer_distance.h"
@@ -24,8 +25,8 @@ constexpr int kWindow = 8;            // candidates that a key leaves
 constexpr int64_t kUnitsPerSm = 32;   // warps' worth of work, where there is enough of it
 constexpr int64_t kMaxColumns = 512;  // per warp: by then loading the rows costs nothing beside
 constexpr int kAhead = 4;             // loads in flight per thread
-constexpr float kInfinity = __builtin_huge_valf();
-constexpr float kNan = __builtin_nanf("");
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // One side of the pairs of clouds, and what is asked about it.
 struct Cloud {
@@ -60,8 +61,10 @@ struct Columns {
   uint2 nearest[kWarpSize];  // the bits of the smallest distance, and the lanes that have it
 };
 
+// One warp per unit, kRows rows a lane, which follow each other: the first lane of several has the lowest row.
 template <int kRows>
 __global__ void __launch_bounds__(kBlockWarps* kWarpSize, 5) nearest_kernel(Cloud rows, Cloud columns, Units units) {
+  static_assert(kRows <= kWindow);
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int64_t unit = int64_t{blockIdx.x} * kBlockWarps + warp;
   if (unit >= units.count) return;

@@ -19,7 +19,7 @@ void farthest_point_sample_cpu(const T* points,         // [B, N, 3], finite
 
 // The same on a GPU, for any values: a point that is not finite is sampled when nothing else is left (or as the start),
 // a start beyond a length is its last point, lengths are cut to 1..N. `path` is how: 0 chooses; for tests, 1 is a block
-// per cloud (N <= 8192), 2 a cluster of blocks (N as fits), 3 the grid, 4 the grid with room for 32 points a block.
+// per cloud (N <= 8192), 2 a cluster of blocks (N as fits), 3 the grid.
 void farthest_point_sample_cuda(const float* points,     // [B, N, 3]
                                 const int64_t* lengths,  // [B] or null
                                 int64_t* indices,        // [B, M]

@@ -310,9 +310,9 @@ int64_t room_on(const DeviceLimits& device) {
 
 LaunchShape team_shape(int64_t num_teams, int64_t team, int64_t N, int64_t room) {
   const int64_t near = std::min(room, ceil_div(ceil_div(N, team), int64_t{4}) * 4);
-  const int64_t threads = std::max(team, ceil_div(near, int64_t{8}));  // eight points each, sixteen if need be
-  return {num_teams * team, whole_warps(std::min<int64_t>(threads, kMaxThreads)),
-          static_cast<int64_t>(sizeof(TeamShared) + near * 3 * sizeof(float))};
+  // As many points a thread as it can have, since the rest of a step costs a warp as much as ten points a thread.
+  const int64_t threads = std::max(team, ceil_div(near, int64_t{4 * kFours}));
+  return {num_teams * team, whole_warps(threads), static_cast<int64_t>(sizeof(TeamShared) + near * 3 * sizeof(float))};
 }
 
 // The largest clusters that still run all at once, since a step takes less the fewer points a block has.

@@ -124,7 +124,6 @@ __global__ void __launch_bounds__(kBlockWarps* kWarpSize, 5) nearest_kernel(Clou
       const int64_t row = first_row + (__ffs(static_cast<int>(found.y)) - 1) * kRows;
       atomicMin(&columns.keys[b * columns.count + stage + lane], key_of(found.x, row));
     }
-    __syncwarp();
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {

@@ -130,16 +130,16 @@ __device__ __forceinline__ void set_cursors(int* counts, int num_keys, int key, 
 __device__ __forceinline__ void place(const Sources& sources, int num_keys, int* cursors, int32_t* order) {
   __syncthreads();
   int* mine = cursors + static_cast<int>(threadIdx.x) / kWarpSize * num_keys;
-  const unsigned lanes_below = (1u << threadIdx.x % kWarpSize) - 1;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   for_each_source(sources, [&](int source, int key) {
     const bool listed = static_cast<unsigned>(key) < static_cast<unsigned>(num_keys);
     if (!__any_sync(kAllLanes, listed)) return;
     const unsigned same = __match_any_sync(kAllLanes, listed ? key : kNone);
-    const int rank = __popc(same & lanes_below);
-    if (listed) order[mine[key] + rank] = source;
-    __syncwarp();
-    if (listed && rank == 0) mine[key] += __popc(same);
-    __syncwarp();
+    const int first = __ffs(static_cast<int>(same)) - 1;
+    int begin = 0;
+    if (listed && lane == first) begin = atomicAdd(&mine[key], __popc(same));
+    begin = __shfl_sync(kAllLanes, begin, first);
+    if (listed) order[begin + __popc(same & ((1u << lane) - 1))] = source;
   });
 }
 

@@ -24,6 +24,9 @@ FAILED = (1, -signal.SIGSEGV)  # a test did, or all of them by an index that was
 BARRIER = re.compile(r"^ *(__syncthreads|__syncwarp|cluster_sync|grid_sync)\(.*?\);", re.MULTILINE)
 
 FPS = "farthest_point_sample/farthest_point_sample_cuda.cu"
+CHAMFER = "chamfer_distance/chamfer_distance_cuda.cu"
+GROUP = "group/group_cuda.cu"
+INVERSE = "common/inverse_index_cuda.cu"
 
 
 class Fault(NamedTuple):
@@ -40,6 +43,15 @@ FAULTS: dict[str, Fault] = {
     "warps' slots of the step before": Fault(FPS, "(key, slots + m % 2 * kWarps)", "(key, slots)"),
     "blocks' slots of the step before": Fault(FPS, "from_blocks + m % 2 * team", "from_blocks"),
     "a distance that is streamed but not kept": Fault(FPS, "if (now < before) streamed[i] = now;", ""),
+    "the last window of equally near columns": Fault(
+        CHAMFER, "if (nearest[r] < before[r]) window", "if (nearest[r] <= before[r]) window"
+    ),
+    "the last of equally near columns": Fault(CHAMFER, "if (d[r] < nearest[r])", "if (d[r] <= nearest[r])"),
+    "a window beyond the cloud": Fault(CHAMFER, "if (first >= num_others) first = num_others - 1;", ""),
+    "a point's own distance first on both sides": Fault(CHAMFER, "grad_y, M, false, {}", "grad_y, M, true, {}"),
+    "a row before the first": Fault(GROUP, "index[a] >= 0 && ", ""),
+    "sums from the last reader on": Fault(INVERSE, "same & ((1u << lane) - 1)", "same & ~((2u << lane) - 1)"),
+    "a list from the cloud's first source on": Fault(INVERSE, "first += static_cast<int>(sources.begin);", ""),
 }
 
 pytestmark = pytest.mark.skipif(ASAN, reason="needs the build without AddressSanitizer: once is enough")
@@ -59,7 +71,7 @@ def run_with() -> Callable[[str, str], subprocess.CompletedProcess[str]]:
             module = build_simt(copy, folder / "build")
         finally:
             shutil.copy(CSRC / file, copy / file)
-        op = Path(file).parent.name
+        op = Path(file).parent.name.replace("common", "group")
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-xq", "tests/simt", "-k", f"{op} and not test_faults"],
             capture_output=True,

@@ -1,12 +1,38 @@
-// The CUDA half of the module: as bindings.cpp, with a device and a stream (as an integer) where that has threads. Only
-// float32 comes here; what is enqueued is not waited for.
+// The CUDA half of the module: as bindings.cpp, with a device and a stream (as an integer) where that has threads.
+// Points are float32 here; what is enqueued is not waited for.
 #include "bindings.h"
+#include "common/inverse_index.h"
 #include "common/stream.h"
+#include "group/group.h"
 
 namespace py = pybind11;
 
 namespace jointmae {
 
-void bind_cuda(py::module_& m) { (void)m; }
+void bind_cuda(py::module_& m) {
+  m.def("inverse_index_size", &inverse_index_size, py::arg("B"), py::arg("R"), py::arg("N"));
+
+  m.def(
+      "group_cuda",
+      [](Address features, Address indices, Address out, int64_t B, int64_t N, int64_t R, int64_t row_bytes, int device,
+         Address stream) {
+        group_cuda(pointer<const void>(features), pointer<const int64_t>(indices), pointer<void>(out), B, N, R,
+                   row_bytes, Stream{device, pointer<void>(stream)});
+      },
+      py::arg("features"), py::arg("indices"), py::arg("out"), py::arg("B"), py::arg("N"), py::arg("R"),
+      py::arg("row_bytes"), py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "group_backward_cuda",
+      [](Address grad, Address indices, Address workspace, Address grad_features, int64_t B, int64_t N, int64_t R,
+         int64_t C, int type, int device, Address stream) {
+        group_backward_cuda(pointer<const void>(grad), pointer<const int64_t>(indices), pointer<int32_t>(workspace),
+                            pointer<void>(grad_features), B, N, R, C, static_cast<GradType>(type),
+                            Stream{device, pointer<void>(stream)});
+      },
+      py::arg("grad"), py::arg("indices"), py::arg("workspace"), py::arg("grad_features"), py::arg("B"), py::arg("N"),
+      py::arg("R"), py::arg("C"), py::arg("type"), py::arg("device"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>());
+}
 
 }  // namespace jointmae

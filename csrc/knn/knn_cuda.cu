@@ -97,7 +97,7 @@ __device__ __forceinline__ float limit_of(const float (&distances)[kPerLane], in
 }
 
 // One warp per query; a block has 8 queries of one cloud. In a tile, all distances first and then only the few within
-// the limit, computed a second time, are offered to the list: 24 of a lane's 32 points never cause a branch.
+// the limit, computed a second time, are offered to the list.
 template <int kListed>
 __global__ void __launch_bounds__(kThreads, 3) knn_warp_kernel(const float* __restrict__ queries,    // [B, M, 3]
                                                                const float* __restrict__ points,     // [B, N, 3]
@@ -254,11 +254,11 @@ void launch_block(const float* queries, const float* points, const int64_t* leng
 
 enum class Way { warp = 1, block = 2, tree = 3 };
 
-// Warp instructions as counted in the machine code; fewer queries than the device has warps take as long as these, and
-// the tree's launches as long as about 2e7.
+// Issue slots as counted in the machine code and in simulated searches, at 10^12 a second: the tree's 14 launches take
+// as long as 2.5e7. Fewer queries than a device has warps take as long as these.
 bool tree_pays(double B, double M, double N, double k) {
   const double rows = std::max(B * M, 2000.0);
-  return rows * (1200 + 25 * k) + B * (20 * N + 4 * M) + 2e7 < rows * (N / 2 + 20 * k);
+  return rows * (1000 + 40 * k) + B * 20 * (N + M) + 2.5e7 < rows * (N / 2 + 20 * k);
 }
 
 Way way_of(int64_t B, int64_t M, int64_t N, int64_t k, int path) {

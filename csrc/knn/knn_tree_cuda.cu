@@ -23,6 +23,8 @@ constexpr int kCellPoints = 16;               // on average; a full cell fills n
 constexpr int kMaxCellBits = 9;
 constexpr int kChunk = 1024;
 constexpr int kPointsPerThread = 16;  // when the bounds are found
+constexpr int kMaxRun = 8;            // queries of a warp: what the first one lacks, a bound, is an eighth of the cost
+constexpr int kWarpsPerSm = 64;       // runs get longer only when there are that many: half of them are resident
 
 struct Box {
   float4 low;  // w: the bits of the lowest index
@@ -202,17 +204,6 @@ __global__ void __launch_bounds__(kThreads) place_kernel(const float* __restrict
   sorted[b * N + place] = make_float4(point[0], point[1], point[2], __int_as_float(static_cast<int>(i)));
 }
 
-void sort_into_cells(const float* points, const int64_t* lengths, const unsigned* bounds, int* cells, int* ranks,
-                     float4* sorted, int64_t B, int64_t N, int cell_bits, const Stream& stream) {
-  const int64_t blocks_per_cloud = ceil_div<int64_t>(N, kThreads);
-  const LaunchShape shape = {B * blocks_per_cloud, kThreads};
-  launch("knn: count", count_kernel, shape, stream, points, lengths, bounds, cells, ranks, N, cell_bits,
-         static_cast<unsigned>(blocks_per_cloud));
-  launch("knn: begin", begin_kernel, {B, kChunk, kWarpSize * sizeof(int)}, stream, cells, int64_t{1} << cell_bits);
-  launch("knn: place", place_kernel, shape, stream, points, lengths, bounds, cells, ranks, sorted, N, cell_bits,
-         static_cast<unsigned>(blocks_per_cloud));
-}
-
 struct ChunkShared {
   float4 points[kChunk];
   Key keys[kChunk];
@@ -237,6 +228,20 @@ __global__ void __launch_bounds__(kChunk / 2) sort_chunk_kernel(float4* __restri
   __syncthreads();
   sort_block(shared.keys, num);
   for (int i = threadIdx.x; i < num; i += blockDim.x) sorted[i] = shared.points[shared.keys[i] & 0xFFFFFFFFu];
+}
+
+void sort_along_curve(const float* points, const int64_t* lengths, const Workspace& work, int* cells, float4* sorted,
+                      int64_t B, int64_t N, int cell_bits, const Stream& stream) {
+  const auto blocks_per_cloud = static_cast<unsigned>(ceil_div<int64_t>(N, kThreads));
+  const LaunchShape shape = {B * blocks_per_cloud, kThreads};
+  launch("knn: count", count_kernel, shape, stream, points, lengths, work.bounds, cells, work.ranks, N, cell_bits,
+         blocks_per_cloud);
+  launch("knn: begin", begin_kernel, {B, kChunk, kWarpSize * sizeof(int)}, stream, cells, int64_t{1} << cell_bits);
+  launch("knn: place", place_kernel, shape, stream, points, lengths, work.bounds, cells, work.ranks, sorted, N,
+         cell_bits, blocks_per_cloud);
+  const auto chunks = static_cast<unsigned>(ceil_div<int64_t>(N, kChunk));
+  launch("knn: chunks", sort_chunk_kernel, {B * chunks, kChunk / 2, sizeof(ChunkShared)}, stream, sorted, lengths,
+         work.bounds, N, chunks);
 }
 
 // A warp per node of a level.
@@ -295,76 +300,89 @@ struct SearchShared {
   Key waiting[kMaxLevels][kWarpSize];  // bounds of the nodes not yet visited, of the levels above the present one
 };
 
-// A warp per query, in the order of the cells, so that what a block reads is much the same. Depth first, the nearest
-// node first, until no node that is left can hold a point that is nearer than the k-th.
+// What k points are within: no more than this are the k nearest of the query away.
 template <int kListed>
-__global__ void __launch_bounds__(kThreads, 4) search_kernel(const float4* __restrict__ queries,   // [B, M] sorted
-                                                             const float4* __restrict__ points,    // [B, N] sorted
-                                                             const int64_t* __restrict__ lengths,  // [B] or null
-                                                             const Box* __restrict__ boxes,        // [B, num_nodes]
-                                                             float* __restrict__ sq_dists,         // [B, M, k]
-                                                             int64_t* __restrict__ indices,        // [B, M, k]
-                                                             Tree tree, int64_t B, int64_t M, int64_t N, int k) {
-  SearchShared& shared = shared_memory<SearchShared>()[threadIdx.x / kWarpSize];
+__device__ __forceinline__ Key farthest_of(const NearestList<kListed>& listed, const float* cloud, float4 query) {
+  unsigned farthest = 0;
+  listed.for_each([&](Key key, int) {
+    const float* point = cloud + 3 * (key & 0xFFFFFFFFu);
+    const float sq_dist = key == kNoKey ? 0 : sq_distance(query.x, query.y, query.z, point[0], point[1], point[2]);
+    farthest = max(farthest, static_cast<unsigned>((key == kNoKey ? key : key_of(sq_dist, 0)) >> 32));
+  });
+  return Key{__reduce_max_sync(kAllLanes, farthest)} << 32 | 0xFFFFFFFFu;
+}
+
+// Depth first, the nearest node first, until no node that is left can hold a point that is nearer than the k-th.
+template <int kListed>
+__device__ __forceinline__ void search(NearestList<kListed>& nearest, Key (*waiting)[kWarpSize], float4 query,
+                                       const float4* sorted, const Box* boxes, Tree tree, int64_t length, int64_t N) {
   const int lane = lane_id();
-  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
-  if (row >= B * M) return;
-  const int64_t b = row / M, length = length_of(lengths, b, N);
-  const float4 query = queries[row];
-  const int64_t m = b * M + __float_as_int(query.w);
-  sq_dists += m * k;
-  indices += m * k;
-  if (query.x != query.x || query.y != query.y ||
-      query.z != query.z) {  // so are all distances, and the first points win
-    for (int64_t slot = lane; slot < k; slot += kWarpSize) {
-      write_neighbor(slot < length ? key_of(query.x + query.y + query.z, slot) : kNoKey, slot, sq_dists, indices);
-    }
-    return;
-  }
-  points += b * N;
-  boxes += b * tree.num_nodes;
-  NearestList<kListed> nearest(shared.buffer, k);
-
-  const auto offer_leaf = [&](int64_t leaf) {
-    const int64_t i = kFanOut * leaf + lane;
-    Key key = kNoKey;
-    if (i < length) {
-      const float4 point = points[i];
-      const float sq_dist = sq_distance(query.x, query.y, query.z, point.x, point.y, point.z);
-      key = key_of(sq_dist, __float_as_uint(point.w));
-    }
-    nearest.add(key);
-  };
-  const auto bound_at = [&](int level, int64_t node) {
-    return node < num_nodes_at(level, length) ? bound_of(boxes[node], query) : kNoKey;
-  };
-
   int level = tree.top;
-  boxes += tree.num_nodes - num_nodes_at(level, N);  // always those of the level
-  int64_t parent = 0;                                // of the nodes whose bounds are here, one in each lane
-  Key bound = bound_at(level, lane);
+  const Box* nodes = boxes + (tree.num_nodes - num_nodes_at(level, N));  // of the level
+  int64_t parent = 0;  // of the nodes whose bounds are here, one in each lane
+  const auto bound_of_child = [&] {
+    const int64_t node = kFanOut * parent + lane;
+    return node < num_nodes_at(level, length) ? bound_of(nodes[node], query) : kNoKey;
+  };
+  Key bound = bound_of_child();
   while (true) {
     const Key smallest = smallest_of_warp(bound);
     if (smallest >= nearest.threshold()) {
       if (level == tree.top) break;
-      boxes += num_nodes_at(level, N);
-      bound = shared.waiting[++level][lane];
+      nodes += num_nodes_at(level, N);
+      bound = waiting[++level][lane];
       parent /= kFanOut;
       continue;
     }
     const int child = __ffs(static_cast<int>(__ballot_sync(kAllLanes, bound == smallest))) - 1;
-    const int64_t node = kFanOut * parent + child;
     if (lane == child) bound = kNoKey;
-    if (level == 0) {
-      offer_leaf(node);
-    } else {
-      shared.waiting[level--][lane] = bound;
-      boxes -= num_nodes_at(level, N);
-      parent = node;
-      bound = bound_at(level, kFanOut * node + lane);
+    if (level > 0) {
+      waiting[level--][lane] = bound;
+      nodes -= num_nodes_at(level, N);
+      parent = kFanOut * parent + child;
+      bound = bound_of_child();
+      continue;
     }
+    const int64_t i = kFanOut * (kFanOut * parent + child) + lane;
+    Key key = kNoKey;
+    if (i < length) {
+      const float4 point = sorted[i];
+      key = key_of(sq_distance(query.x, query.y, query.z, point.x, point.y, point.z), __float_as_uint(point.w));
+    }
+    nearest.add(key);
   }
-  nearest.write(sq_dists, indices);
+}
+
+// A warp for a run of queries that are neighbours on the curve, so that the k nearest of one bound those of the next.
+template <int kListed>
+__global__ void __launch_bounds__(kThreads, 4)
+    search_kernel(const float4* __restrict__ queries,   // [B, M] sorted
+                  const float4* __restrict__ sorted,    // [B, N] points
+                  const float* __restrict__ points,     // [B, N, 3]
+                  const int64_t* __restrict__ lengths,  // [B] or null
+                  const Box* __restrict__ boxes,        // [B, num_nodes]
+                  float* __restrict__ sq_dists,         // [B, M, k]
+                  int64_t* __restrict__ indices,        // [B, M, k]
+                  Tree tree, int64_t B, int64_t M, int64_t N, int k, int run, unsigned runs_per_cloud) {
+  SearchShared& shared = shared_memory<SearchShared>()[threadIdx.x / kWarpSize];
+  const int64_t warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize, b = warp / runs_per_cloud;
+  if (b >= B) return;
+  const int64_t length = length_of(lengths, b, N), first = warp % runs_per_cloud * run;
+  NearestList<kListed> nearest(shared.buffer, k);
+  for (int64_t place = first; place < min(first + run, M); ++place) {
+    const float4 query = queries[b * M + place];
+    const int64_t row = b * M + __float_as_int(query.w);
+    if (query.x != query.x || query.y != query.y || query.z != query.z) {  // so are all distances: the first ones win
+      for (int64_t slot = lane_id(); slot < k; slot += kWarpSize) {
+        const Key key = slot < length ? key_of(query.x + query.y + query.z, slot) : kNoKey;
+        write_neighbor(key, slot, sq_dists + row * k, indices + row * k);
+      }
+      continue;
+    }
+    nearest.restart(farthest_of(nearest, points + b * N * 3, query));
+    search(nearest, shared.waiting, query, sorted + b * N, boxes + b * tree.num_nodes, tree, length, N);
+    nearest.write(sq_dists + row * k, indices + row * k);
+  }
 }
 
 }  // namespace
@@ -381,11 +399,8 @@ void knn_tree_cuda(const float* queries, const float* points, const int64_t* len
   const int64_t bounds_blocks = ceil_div<int64_t>(N, kThreads * kPointsPerThread);
   launch("knn: bounds", bounds_kernel, {B * bounds_blocks, kThreads}, stream, points, lengths, work.bounds, N,
          static_cast<unsigned>(bounds_blocks));
-  sort_into_cells(points, lengths, work.bounds, work.point_cells, work.ranks, work.points, B, N, bits, stream);
-  sort_into_cells(queries, nullptr, work.bounds, work.query_cells, work.ranks, work.queries, B, M, bits, stream);
-  const int64_t chunks = ceil_div<int64_t>(N, kChunk);
-  launch("knn: chunks", sort_chunk_kernel, {B * chunks, kChunk / 2, sizeof(ChunkShared)}, stream, work.points, lengths,
-         work.bounds, N, static_cast<unsigned>(chunks));
+  sort_along_curve(points, lengths, work, work.point_cells, work.points, B, N, bits, stream);
+  sort_along_curve(queries, nullptr, work, work.query_cells, work.queries, B, M, bits, stream);
   Box* nodes = work.boxes;
   for (int level = 0; level <= tree.top; ++level) {
     const Box* children = nodes;
@@ -394,9 +409,12 @@ void knn_tree_cuda(const float* queries, const float* points, const int64_t* len
     launch("knn: boxes", boxes_kernel, {B * blocks, kThreads}, stream, work.points, lengths, children, nodes, level,
            tree.num_nodes, N, static_cast<unsigned>(blocks));
   }
+  const int64_t warps = int64_t{kWarpsPerSm} * device_limits(stream).num_sms;
+  const int64_t run = std::clamp<int64_t>(B * M / warps, 1, kMaxRun), runs_per_cloud = ceil_div(M, run);
   launch("knn: search", k <= kWarpSize ? search_kernel<1> : search_kernel<2>,
-         {ceil_div<int64_t>(B * M, kWarps), kThreads, kWarps * sizeof(SearchShared)}, stream, work.queries, work.points,
-         lengths, work.boxes, sq_dists, indices, tree, B, M, N, static_cast<int>(k));
+         {ceil_div<int64_t>(B * runs_per_cloud, kWarps), kThreads, kWarps * sizeof(SearchShared)}, stream, work.queries,
+         work.points, points, lengths, work.boxes, sq_dists, indices, tree, B, M, N, static_cast<int>(k),
+         static_cast<int>(run), static_cast<unsigned>(runs_per_cloud));
 }
 
 }  // namespace jointmae

@@ -67,9 +67,14 @@ class NearestList {
  public:
   static constexpr int kBuffer = 2 * kWarpSize;  // keys in shared memory, for each warp
 
-  __device__ NearestList(Key* buffer, int k) : buffer_(buffer), k_(k) {
+  __device__ NearestList(Key* buffer, int k) : buffer_(buffer), k_(k) { restart(kNoKey); }
+
+  // Forgets all keys. At least k of those to come are below `threshold`, or it is kNoKey.
+  __device__ __forceinline__ void restart(Key threshold) {
 #pragma unroll
     for (int e = 0; e < kPerLane; ++e) entries_[e] = kNoKey;
+    threshold_ = threshold;
+    num_buffered_ = 0;
   }
 
   // Only keys below this can still be among the k nearest. The same in all lanes.
@@ -87,10 +92,16 @@ class NearestList {
   // Writes the k nearest, in order.
   __device__ __forceinline__ void write(float* sq_dists, int64_t* indices) {  // [k]
     if (num_buffered_ > 0) merge_buffer();
+    for_each([&](Key key, int slot) { write_neighbor(key, slot, sq_dists, indices); });
+  }
+
+  // Calls use(key, slot) for the k nearest, when all have been merged: each lane for its own.
+  template <typename Use>
+  __device__ __forceinline__ void for_each(Use&& use) const {
 #pragma unroll
     for (int e = 0; e < kPerLane; ++e) {
       const int slot = kWarpSize * e + lane_id();
-      if (slot < k_) write_neighbor(entries_[e], slot, sq_dists, indices);
+      if (slot < k_) use(entries_[e], slot);
     }
   }
 
@@ -114,13 +125,13 @@ class NearestList {
       entries_[e] = merged;
       if ((k_ - 1) / kWarpSize == e) kth = merged;
     }
-    threshold_ = __shfl_sync(kAllLanes, kth, (k_ - 1) % kWarpSize);
+    threshold_ = min(threshold_, __shfl_sync(kAllLanes, kth, (k_ - 1) % kWarpSize));
   }
 
   Key entries_[kPerLane];  // ascending; entry e of lane l is neighbour 32 e + l
-  Key threshold_ = kNoKey;
+  Key threshold_;
   Key* buffer_;
-  int num_buffered_ = 0;
+  int num_buffered_;
   int k_;
 };
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that its bits are the CPU's, and that nothing waits, leaves its stream or cannot be captured.
+"""What only a GPU shows: its bits are those of the CPU, and no op waits, leaves its stream or cannot be captured.
 
 That the kernels compute the right thing is tested without one: tests/simt/.
 """

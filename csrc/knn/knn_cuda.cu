@@ -197,12 +197,12 @@ __device__ __forceinline__ void choose_digit(BlockShared& shared, unsigned wante
 // One block per query. Digit by digit from the top, keys that begin as the k-th does are counted by their next digit,
 // until all that begin so are wanted: 3 passes over the points settle the distance, 3 more the index, where that many
 // are equally far. One more pass collects the keys.
-__global__ void __launch_bounds__(kManyThreads) knn_block_kernel(const float* __restrict__ queries,    // [B, M, 3]
-                                                                 const float* __restrict__ points,     // [B, N, 3]
-                                                                 const int64_t* __restrict__ lengths,  // [B] or null
-                                                                 float* sq_dists,                      // [B, M, k]
-                                                                 int64_t* indices,                     // [B, M, k]
-                                                                 int64_t M, int64_t N, int64_t k) {
+__global__ void __launch_bounds__(kManyThreads, 1) knn_block_kernel(const float* __restrict__ queries,    // [B, M, 3]
+                                                                    const float* __restrict__ points,     // [B, N, 3]
+                                                                    const int64_t* __restrict__ lengths,  // [B] or null
+                                                                    float* sq_dists,                      // [B, M, k]
+                                                                    int64_t* indices,                     // [B, M, k]
+                                                                    int64_t M, int64_t N, int64_t k) {
   BlockShared& shared = *shared_memory<BlockShared>();
   const int64_t row = blockIdx.x, b = row / M;
   const float* cloud = points + b * N * 3;
@@ -258,7 +258,7 @@ enum class Way { warp = 1, block = 2, tree = 3 };
 // as long as 2.5e7. Fewer queries than a device has warps take as long as these.
 bool tree_pays(double B, double M, double N, double k) {
   const double rows = std::max(B * M, 2000.0);
-  return rows * (1000 + 40 * k) + B * 20 * (N + M) + 2.5e7 < rows * (N / 2 + 20 * k);
+  return rows * (1500 + 30 * k) + B * 20 * (N + M) + 2.5e7 < rows * (N / 2 + 20 * k);
 }
 
 Way way_of(int64_t B, int64_t M, int64_t N, int64_t k, int path) {

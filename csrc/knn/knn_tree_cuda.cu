@@ -33,9 +33,9 @@ struct Box {
 
 // The nodes of a level that `num_points` points fill. Level 0 are the leaves; child c of node n is node 32 n + c of the
 // level below. A cloud's boxes are those of level 0, then those of level 1...
-__host__ __device__ __forceinline__ int64_t num_nodes_at(int level, int64_t num_points) {
-  const int shift = 5 * (level + 1);
-  return (num_points + (int64_t{1} << shift) - 1) >> shift;
+__host__ __device__ __forceinline__ unsigned num_nodes_at(int level, int64_t num_points) {
+  const int shift = 5 * (level + 1);  // up to 30, and there are fewer than 2^31 points
+  return (static_cast<unsigned>(num_points) + (1u << shift) - 1) >> shift;
 }
 
 struct Tree {
@@ -315,13 +315,13 @@ __device__ __forceinline__ Key farthest_of(const NearestList<kListed>& listed, c
 // Depth first, the nearest node first, until no node that is left can hold a point that is nearer than the k-th.
 template <int kListed>
 __device__ __forceinline__ void search(NearestList<kListed>& nearest, Key (*waiting)[kWarpSize], float4 query,
-                                       const float4* sorted, const Box* boxes, Tree tree, int64_t length, int64_t N) {
+                                       const float4* sorted, const Box* boxes, Tree tree, unsigned length, unsigned N) {
   const int lane = lane_id();
   int level = tree.top;
   const Box* nodes = boxes + (tree.num_nodes - num_nodes_at(level, N));  // of the level
-  int64_t parent = 0;  // of the nodes whose bounds are here, one in each lane
+  unsigned parent = 0;  // of the nodes whose bounds are here, one in each lane
   const auto bound_of_child = [&] {
-    const int64_t node = kFanOut * parent + lane;
+    const unsigned node = kFanOut * parent + lane;
     return node < num_nodes_at(level, length) ? bound_of(nodes[node], query) : kNoKey;
   };
   Key bound = bound_of_child();
@@ -343,7 +343,7 @@ __device__ __forceinline__ void search(NearestList<kListed>& nearest, Key (*wait
       bound = bound_of_child();
       continue;
     }
-    const int64_t i = kFanOut * (kFanOut * parent + child) + lane;
+    const unsigned i = kFanOut * (kFanOut * parent + child) + lane;
     Key key = kNoKey;
     if (i < length) {
       const float4 point = sorted[i];
@@ -380,7 +380,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       continue;
     }
     nearest.restart(farthest_of(nearest, points + b * N * 3, query));
-    search(nearest, shared.waiting, query, sorted + b * N, boxes + b * tree.num_nodes, tree, length, N);
+    search(nearest, shared.waiting, query, sorted + b * N, boxes + b * tree.num_nodes, tree,
+           static_cast<unsigned>(length), static_cast<unsigned>(N));
     nearest.write(sq_dists + row * k, indices + row * k);
   }
 }

@@ -59,7 +59,7 @@ def test_lengths(device, path):
 
 def test_three_levels_of_the_tree(device, monkeypatch):
     monkeypatch.setattr(op, "_PATH", TREE)
-    points = clouds("random", 1, 33_000, device)
+    points = clouds("random", 1, 66_000, device)  # and more cells than threads sum up at once
     points[:, 5000:7000] = points[:, :1]  # a cell with more points than a chunk
     points[:, 9] = 1e30  # and all others in one cell
     queries = torch.cat([points[:, 4999:5001], points[:, 9:10], clouds("random", 1, 3, device, seed=1)], dim=1)

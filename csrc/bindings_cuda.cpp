@@ -6,6 +6,7 @@
 #include "common/stream.h"
 #include "farthest_point_sample/farthest_point_sample.h"
 #include "group/group.h"
+#include "knn/knn.h"
 
 namespace py = pybind11;
 
@@ -92,6 +93,35 @@ void bind_cuda(py::module_& m) {
       py::arg("lengths_y"), py::arg("index_xy"), py::arg("index_yx"), py::arg("grad_x"), py::arg("grad_y"),
       py::arg("workspace"), py::arg("B"), py::arg("N"), py::arg("M"), py::arg("path"), py::arg("device"),
       py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+
+  m.def("knn_workspace_cuda", &knn_workspace_cuda, py::arg("B"), py::arg("M"), py::arg("N"), py::arg("k"),
+        py::arg("path"));
+
+  m.def(
+      "knn_cuda",
+      [](Address queries, Address points, Address lengths, Address workspace, Address sq_dists, Address indices,
+         int64_t B, int64_t M, int64_t N, int64_t k, int path, int device, Address stream) {
+        knn_cuda(pointer<const float>(queries), pointer<const float>(points), pointer<const int64_t>(lengths),
+                 pointer<void>(workspace), pointer<float>(sq_dists), pointer<int64_t>(indices), B, M, N, k, path,
+                 Stream{device, pointer<void>(stream)});
+      },
+      py::arg("queries"), py::arg("points"), py::arg("lengths"), py::arg("workspace"), py::arg("sq_dists"),
+      py::arg("indices"), py::arg("B"), py::arg("M"), py::arg("N"), py::arg("k"), py::arg("path"), py::arg("device"),
+      py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "knn_backward_cuda",
+      [](Address grad_sq_dists, Address queries, Address points, Address indices, Address workspace,
+         Address grad_queries, Address grad_points, int64_t B, int64_t M, int64_t N, int64_t k, int device,
+         Address stream) {
+        knn_backward_cuda(pointer<const float>(grad_sq_dists), pointer<const float>(queries),
+                          pointer<const float>(points), pointer<const int64_t>(indices), pointer<int32_t>(workspace),
+                          pointer<float>(grad_queries), pointer<float>(grad_points), B, M, N, k,
+                          Stream{device, pointer<void>(stream)});
+      },
+      py::arg("grad_sq_dists"), py::arg("queries"), py::arg("points"), py::arg("indices"), py::arg("workspace"),
+      py::arg("grad_queries"), py::arg("grad_points"), py::arg("B"), py::arg("M"), py::arg("N"), py::arg("k"),
+      py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace jointmae

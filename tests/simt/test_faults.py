@@ -52,6 +52,15 @@ FAULTS: dict[str, Fault] = {
     "a row before the first": Fault(GROUP, "index[a] >= 0 && ", ""),
     "sums from the last reader on": Fault(INVERSE, "same & ((1u << lane) - 1)", "same & ~((2u << lane) - 1)"),
     "a list from the cloud's first source on": Fault(INVERSE, "first += static_cast<int>(sources.begin);", ""),
+    "knn: ties at the limit of a tile": Fault("knn/knn_cuda.cu", "distances[i] > limit", "distances[i] >= limit"),
+    "knn: a limit that too few are within": Fault("knn/knn_cuda.cu", "if (within < k) {", "if (within < k - 1) {"),
+    "knn: ties at the last digit": Fault("knn/knn_cuda.cu", "key >> open <= beginning", "key >> open < beginning"),
+    "knn: a box without its lowest index": Fault(
+        "knn/knn_tree_cuda.cu", "+ dz * dz, __float_as_uint(low.w)", "+ dz * dz, 0xFFFFFFFFu"
+    ),
+    "knn: ties at the neighbour's bound": Fault("knn/knn_tree_cuda.cu", "<< 32 | 0xFFFFFFFFu;", "<< 32;"),
+    "knn: a buffer that is not merged": Fault("knn/nearest.h", "if (num_buffered_ > 0) merge_buffer();", ""),
+    "knn: a gradient of the wrong sign": Fault("knn/knn_cuda.cu", "grad_of(-grad_sq_dists", "grad_of(grad_sq_dists"),
 }
 
 pytestmark = pytest.mark.skipif(ASAN, reason="needs the build without AddressSanitizer: once is enough")

@@ -64,7 +64,9 @@ def load_simt(path: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def simt() -> ModuleType:
-    """The module `jointmae_simt`, built once and again when a source has changed."""
+    """The module `jointmae_simt`, built once and again when a source has changed, or the one of test_faults.py."""
+    if "JOINTMAE_SIMT_MODULE" in os.environ:
+        return load_simt(Path(os.environ["JOINTMAE_SIMT_MODULE"]))
     folder = ROOT / "build" / f"simt{'-asan' if ASAN else ''}-{sys.implementation.cache_tag}"
     return load_simt(build_simt(ROOT / "csrc", folder))
 

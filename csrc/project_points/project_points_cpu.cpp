@@ -371,8 +371,10 @@ void gather_view(const Projected<isa, T>& view, const CanvasShape& canvas, Footp
       for (int64_t a = 0; a < 3; ++a) grad[a] = (m[a] * gx + m[4 + a] * gy) + m[8 + a] * gz;
     } else {
       T total = 0;
-      for (int64_t i = 0; i < canvas.width; ++i) {
-        for (int64_t j = 0; j < canvas.width; ++j) total += pixel.P[corner + i * canvas.stride + j];
+      for (int64_t j = 0; j < canvas.width; ++j) {  // as the soft mode's sums run: down the columns, then across
+        T column = 0;
+        for (int64_t i = 0; i < canvas.width; ++i) column += pixel.P[corner + i * canvas.stride + j];
+        total += column;
       }
       for (int64_t a = 0; a < 3; ++a) grad[a] = m[8 + a] * (total / (z * z));
     }

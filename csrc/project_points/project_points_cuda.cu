@@ -37,11 +37,21 @@ struct Tiling {
   int num_words;      // of a mask, 32 points each
   int columns, rows;  // of tiles
   // The masks of a view: its columns' and its rows', then that of all points that are kept.
-  __host__ __device__ int64_t num_masks() const { return int64_t{columns} + rows + 1; }
+  __host__ __device__ int num_masks() const { return columns + rows + 1; }
 };
 
 __device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 __device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarpSize; }
+
+// What a warp does: one of the items of a view, which has blocks of its own; the last of them may have warps too many.
+struct Place {
+  int view, item;
+  __device__ __forceinline__ explicit Place(int items) {
+    const unsigned blocks = ceil_div(static_cast<unsigned>(items), static_cast<unsigned>(kWarps));
+    view = static_cast<int>(blockIdx.x / blocks);
+    item = static_cast<int>(blockIdx.x % blocks) * kWarps + warp_of_thread();
+  }
+};
 
 // Bits first..last of 0..31, as far as they are there.
 __device__ __forceinline__ uint32_t span(int first, int last) {
@@ -56,8 +66,10 @@ __device__ __forceinline__ uint32_t transpose(uint32_t bits) {
 #pragma unroll
   for (int size = 16; size > 0; size /= 2) {
     const uint32_t low = kAllLanes / ((1u << size) + 1);  // `size` ones, `size` zeros...
+    const uint32_t kept = lane & size ? ~low : low;
+    const int turn = lane & size ? kWarpSize - size : size;
     const uint32_t other = __shfl_xor_sync(kAllLanes, bits, size);
-    bits = lane & size ? (bits & ~low) | (other >> size & low) : (bits & low) | (other & low) << size;
+    bits = (bits & kept) | ((other << turn | other >> (kWarpSize - turn)) & ~kept);
   }
   return bits;
 }
@@ -81,9 +93,8 @@ __global__ void __launch_bounds__(kThreads, 5) project_kernel(const float* __res
                                                               float4* __restrict__ seen,  // [B, V, N], u, v, z, 1 / z
                                                               uint32_t* __restrict__ masks,  // [B, V, masks, words]
                                                               Tiling tiling) {
-  const int blocks_per_view = ceil_div(tiling.num_words, kWarps);
-  const int view = static_cast<int>(blockIdx.x) / blocks_per_view;
-  const int word = static_cast<int>(blockIdx.x) % blocks_per_view * kWarps + warp_of_thread();
+  const Place place(tiling.num_words);
+  const int view = place.view, word = place.item;
   if (word >= tiling.num_words) return;
   const int64_t n = int64_t{word} * kWarpSize + lane_of_thread();
   bool kept = false;
@@ -102,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 5) project_kernel(const float* __res
       bottom = min(p.y + tiling.radius, tiling.H - 1) / Tile::kHeight;
     }
   }
-  masks += view * tiling.num_masks() * tiling.num_words;
+  masks += int64_t{view} * tiling.num_masks() * tiling.num_words;
   write_masks(masks, tiling.columns, tiling.num_words, word, left, right);
   masks += int64_t{tiling.columns} * tiling.num_words;
   write_masks(masks, tiling.rows, tiling.num_words, word, top, bottom);
@@ -113,7 +124,8 @@ __global__ void __launch_bounds__(kThreads, 5) project_kernel(const float* __res
 // A warp's shared memory. The tables of weights, [kWidth + kHeight][kStride], follow it in soft mode.
 struct WarpMemory {
   uint16_t found[kPointsPerStep];  // points of a step that meet the tile
-  float z[kWarpSize];              // of the 32 points at hand
+  uint32_t over[kWarpSize];        // the 32 points at hand, over each column and row of the tile
+  float z[kWarpSize];              // theirs
   float per_z[kWarpSize];
   int32_t index[kWarpSize];
 };
@@ -122,74 +134,168 @@ template <typename Tile, ProjectMode mode>
 constexpr int kWarpBytes = static_cast<int>(sizeof(WarpMemory)) +
                            (mode == ProjectMode::soft ? (Tile::kWidth + Tile::kHeight) * Tile::kStride * 4 : 0);
 
-// Calls visit(n) with the points that are in both masks, in their order, 32 at a time, one for each lane; the last time
-// the lanes that get none have n = -1.
+// Calls visit(n) with the points that are in both masks, 32 at a time, one for each lane, the first for the last lane:
+// the highest bit is found in one instruction, the lowest in two slow ones. The last time n = -1 is for lanes without.
 template <typename Visit>
 __device__ __forceinline__ void for_each_group(const uint32_t* __restrict__ column_mask,
                                                const uint32_t* __restrict__ row_mask, int num_words,
                                                uint16_t* __restrict__ found, Visit&& visit) {
   const int lane = lane_of_thread();
   const auto load = [&](int word) { return word < num_words ? column_mask[word] & row_mask[word] : 0u; };
-  int waiting = -1, num_waiting = 0;  // points of earlier steps that are not 32 yet: in the first lanes
+  int waiting = -1, num_waiting = 0;  // points of earlier steps that are not 32 yet: in the last lanes
   uint32_t next = load(lane);
   for (int first = 0; first < num_words; first += kWarpSize) {
     uint32_t hits = next;
     next = load(first + kWarpSize + lane);
     const bool last = num_words - first <= kWarpSize;
-    if (!last && !__any_sync(kAllLanes, hits != 0)) continue;
-    const int count = __popc(hits);
-    int end = count;  // the number in this lane's word and before
+    if (!any_in_warp(hits != 0) && !last) continue;
+    int end = __popc(hits);  // the number in this lane's word and before
 #pragma unroll
     for (int step = 1; step < kWarpSize; step *= 2) {
       const int before = __shfl_up_sync(kAllLanes, end, step);
       if (lane >= step) end += before;
     }
-    for (int at = end - count; hits != 0; hits &= hits - 1) {
-      found[at++] = static_cast<uint16_t>(lane * kWarpSize + __ffs(static_cast<int>(hits)) - 1);
-    }
     const int total = __shfl_sync(kAllLanes, end, kWarpSize - 1);
+    while (hits != 0) {
+      const int highest = 31 - __clz(static_cast<int>(hits));
+      hits ^= 1u << highest;
+      found[--end] = static_cast<uint16_t>(lane * kWarpSize + highest);
+    }
     __syncwarp();
     int from = -num_waiting;
     const auto point = [&] {
-      const int i = from + lane;
+      const int i = from + (kWarpSize - 1 - lane);
       return i < 0 ? waiting : i < total ? first * kWarpSize + found[i] : -1;
     };
     for (; total - from >= (last ? 1 : kWarpSize); from += kWarpSize) visit(point());
     waiting = point();
     num_waiting = total - from;
-    __syncwarp();
   }
 }
 
-// Calls visit(k, i) for each pixel k of this lane with the points i of the group that cover it, in their order. `spans`
-// is what the lane's point covers of the tile: columns in the low bits, then rows.
+// Calls visit(k, lane) for each pixel k of this lane with the lane of each point that covers it, in the order of the
+// points. over[c] has the points over column c of the tile, over[kWidth + r] those over row r.
 template <typename Tile, typename Visit>
-__device__ __forceinline__ void for_each_cover(uint32_t spans, Visit&& visit) {
+__device__ __forceinline__ void for_each_cover(const uint32_t* __restrict__ over, Visit&& visit) {
   const int lane = lane_of_thread();
-  const uint32_t covers = transpose(spans);  // lane c: the points that cover column c; lane kWidth + r: row r
-  const uint32_t column = __shfl_sync(kAllLanes, covers, lane % Tile::kWidth);
+  const uint32_t over_column = over[lane % Tile::kWidth];
 #pragma unroll
   for (int k = 0; k < Tile::kPixels; ++k) {
-    const int row = lane / Tile::kWidth + k * Tile::kRowsApart;
-    uint32_t hits = column & __shfl_sync(kAllLanes, covers, Tile::kWidth + row);
-    for (; hits != 0; hits &= hits - 1) visit(k, __ffs(static_cast<int>(hits)) - 1);
+    uint32_t left = over_column & over[Tile::kWidth + lane / Tile::kWidth + k * Tile::kRowsApart];
+    while (left != 0) {
+      const int highest = 31 - __clz(static_cast<int>(left));
+      left ^= 1u << highest;
+      visit(k, highest);
+    }
   }
 }
 
-// The columns or rows of a tile that begins at `begin` which a footprint around pixel floor(at) covers.
-__device__ __forceinline__ int2 covered(float at, int begin, int radius, int size) {
-  const int pixel = static_cast<int>(floorf(at)) - begin;
-  return make_int2(max(pixel - radius, 0), min(pixel + radius, size - 1));
-}
+// What a warp draws: a tile of a view whose first pixel is (left, top).
+struct Scene {
+  const float4* __restrict__ seen;           // [N]
+  const uint32_t* __restrict__ column_mask;  // [words]
+  const uint32_t* __restrict__ row_mask;     // [words]
+  int left, top;
+};
 
-// The Gaussian weights of one axis of a footprint, for each column or row that it covers.
+// The columns and rows of the tile that a point covers, first and last.
 template <typename Tile>
-__device__ __forceinline__ void write_weights(float* __restrict__ weights, float at, int begin, int2 range,
-                                              float scale) {
-  for (int i = range.x; i <= range.y; ++i) {
-    const float offset = (static_cast<float>(begin + i) + 0.5f) - at;
-    weights[i * Tile::kStride + lane_of_thread()] = exp_negative<kIsa>((offset * offset) * scale);
+struct Footprint {
+  int2 columns, rows;
+
+  __device__ __forceinline__ Footprint(const float4& point, const Scene& scene, int radius) {
+    const int column = static_cast<int>(floorf(point.x)) - scene.left;
+    const int row = static_cast<int>(floorf(point.y)) - scene.top;
+    columns = make_int2(max(column - radius, 0), min(column + radius, Tile::kWidth - 1));
+    rows = make_int2(max(row - radius, 0), min(row + radius, Tile::kHeight - 1));
   }
+  __device__ __forceinline__ uint32_t spans() const {
+    return span(columns.x, columns.y) | span(rows.x, rows.y) << Tile::kWidth;
+  }
+};
+
+// A lane's pixels: k is at column lane % kWidth and row lane / kWidth + k * kRowsApart of the tile.
+template <typename Tile>
+struct Pixels {
+  float nearest[Tile::kPixels];   // z
+  int32_t winner[Tile::kPixels];  // the point of that z
+  float weights[Tile::kPixels], sums[Tile::kPixels];
+};
+
+// Finds the nearest points; harmonic: also adds up the weights.
+template <typename Tile, ProjectMode mode>
+__device__ __forceinline__ void find_nearest(const Scene& scene, const Tiling& tiling, WarpMemory& group,
+                                             Pixels<Tile>& pixels) {
+  const int lane = lane_of_thread();
+  float farthest = INFINITY;  // what is not nearer is not seen in the tile
+  for_each_group(scene.column_mask, scene.row_mask, tiling.num_words, group.found, [&](int n) {
+    const float4 point = n < 0 ? make_float4(0.0f, 0.0f, INFINITY, 0.0f) : scene.seen[n];
+    const bool hidden = mode == ProjectMode::harmonic ? n < 0 : point.z >= farthest;
+    const uint32_t spans = hidden ? 0u : Footprint<Tile>(point, scene, tiling.radius).spans();
+    if (!any_in_warp(spans != 0)) return;
+    group.over[lane] = transpose(spans);
+    group.z[lane] = point.z;
+    group.index[lane] = n;
+    if constexpr (mode == ProjectMode::harmonic) group.per_z[lane] = point.w;
+    __syncwarp();
+    for_each_cover<Tile>(group.over, [&](int k, int i) {
+      const float z = group.z[i];
+      if (z < pixels.nearest[k]) {  // a tie stays with the earlier point
+        pixels.nearest[k] = z;
+        pixels.winner[k] = group.index[i];
+      }
+      if constexpr (mode == ProjectMode::harmonic) {
+        pixels.weights[k] += group.per_z[i];
+        pixels.sums[k] += 1.0f;
+      }
+    });
+    float limit = 0.0f;
+#pragma unroll
+    for (int k = 0; k < Tile::kPixels; ++k) limit = fmaxf(limit, pixels.nearest[k]);
+    farthest = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(limit)));  // no z is negative
+  });
+}
+
+// soft: adds up the weights. The Gaussian ones are made once per point and column or row, in `tables`.
+template <typename Tile>
+__device__ __forceinline__ void add_weights(const Scene& scene, const Tiling& tiling, const SoftWeights& soft,
+                                            WarpMemory& group, float* __restrict__ tables, Pixels<Tile>& pixels) {
+  const int lane = lane_of_thread();
+  float* const column_weights = tables;                              // [kWidth, kStride]
+  float* const row_weights = tables + Tile::kWidth * Tile::kStride;  // [kHeight, kStride]
+  const auto write = [&](float* weights, float at, int begin, int2 covered) {
+    for (int i = covered.x; i <= covered.y; ++i) {
+      const float offset = (static_cast<float>(begin + i) + 0.5f) - at;
+      weights[i * Tile::kStride + lane] = exp_negative<kIsa>((offset * offset) * soft.gaussian_scale);
+    }
+  };
+  for_each_group(scene.column_mask, scene.row_mask, tiling.num_words, group.found, [&](int n) {
+    const float4 point = n < 0 ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : scene.seen[n];
+    const Footprint<Tile> footprint(point, scene, tiling.radius);
+    if (!any_in_warp(n >= 0)) return;
+    group.over[lane] = transpose(n < 0 ? 0u : footprint.spans());
+    write(column_weights, point.x, scene.left, footprint.columns);
+    write(row_weights, point.y, scene.top, footprint.rows);
+    group.z[lane] = point.z;
+    __syncwarp();
+    for_each_cover<Tile>(group.over, [&](int k, int i) {
+      const float z = group.z[i];
+      const int column = lane % Tile::kWidth, row = lane / Tile::kWidth + k * Tile::kRowsApart;
+      const float w = (column_weights[column * Tile::kStride + i] * row_weights[row * Tile::kStride + i]) *
+                      exp_negative<kIsa>((pixels.nearest[k] - z) * soft.per_temperature);
+      pixels.weights[k] += w;
+      pixels.sums[k] += w * z;
+    });
+  });
+}
+
+// By a warp.
+__device__ __forceinline__ void count_dropped(const uint32_t* __restrict__ kept_mask, const Tiling& tiling,
+                                              int64_t* __restrict__ dropped) {
+  int kept = 0;
+  for (int word = lane_of_thread(); word < tiling.num_words; word += kWarpSize) kept += __popc(kept_mask[word]);
+  kept = __reduce_add_sync(kAllLanes, kept);
+  if (lane_of_thread() == 0) *dropped = tiling.N - kept;
 }
 
 // A warp per tile of a view; its first one also counts the points that were dropped.
@@ -203,115 +309,51 @@ __global__ void __launch_bounds__(kThreads, 5)
                 float* __restrict__ weight_sum,      // [B, V, H, W], not in zbuffer mode
                 int64_t* __restrict__ dropped,       // [B, V]
                 Tiling tiling, SoftWeights soft) {
-  constexpr int kPixels = Tile::kPixels, kWidth = Tile::kWidth, kHeight = Tile::kHeight;
-  const int lane = lane_of_thread(), num_tiles = tiling.columns * tiling.rows;
-  const int blocks_per_view = ceil_div(num_tiles, kWarps);
-  const int view = static_cast<int>(blockIdx.x) / blocks_per_view;
-  const int tile = static_cast<int>(blockIdx.x) % blocks_per_view * kWarps + warp_of_thread();
-  if (tile >= num_tiles) return;
-  const int left = tile % tiling.columns * kWidth, top = tile / tiling.columns * kHeight;
-  const int x = left + lane % kWidth, y = top + lane / kWidth;  // pixel k is at row y + k * kRowsApart
+  const Place place(tiling.columns * tiling.rows);
+  const int view = place.view, tile = place.item, lane = lane_of_thread();
+  if (tile >= tiling.columns * tiling.rows) return;
+  const int tile_row = static_cast<int>(static_cast<unsigned>(tile) / static_cast<unsigned>(tiling.columns));
+  const int tile_column = tile - tile_row * tiling.columns;
+  masks += int64_t{view} * tiling.num_masks() * tiling.num_words;
+  const Scene scene{seen + view * tiling.N, masks + int64_t{tile_column} * tiling.num_words,
+                    masks + int64_t{tiling.columns + tile_row} * tiling.num_words, tile_column * Tile::kWidth,
+                    tile_row * Tile::kHeight};
+  const int x = scene.left + lane % Tile::kWidth, y = scene.top + lane / Tile::kWidth;
+  const auto in_frame = [&](int k) { return x < tiling.W && y + k * Tile::kRowsApart < tiling.H; };
+  const auto address = [&](int k) { return (int64_t{view} * tiling.H + y + k * Tile::kRowsApart) * tiling.W + x; };
 
+  Pixels<Tile> pixels;
+#pragma unroll
+  for (int k = 0; k < Tile::kPixels; ++k) {
+    pixels.nearest[k] = in_frame(k) ? INFINITY : 0.0f;  // nothing is nearer than 0
+    pixels.winner[k] = -1;
+    pixels.weights[k] = pixels.sums[k] = 0.0f;
+  }
   unsigned char* const memory = shared_memory<unsigned char>() + warp_of_thread() * kWarpBytes<Tile, mode>;
   WarpMemory& group = *reinterpret_cast<WarpMemory*>(memory);
-  seen += view * tiling.N;
-  masks += view * tiling.num_masks() * tiling.num_words;
-  const uint32_t* const column_mask = masks + int64_t{left / kWidth} * tiling.num_words;
-  const uint32_t* const row_mask = masks + int64_t{tiling.columns + top / kHeight} * tiling.num_words;
-
-  float nearest[kPixels], weights[kPixels], sums[kPixels];
-  int32_t winner[kPixels];
+  find_nearest<Tile, mode>(scene, tiling, group, pixels);
 #pragma unroll
-  for (int k = 0; k < kPixels; ++k) {
-    const bool in_frame = x < tiling.W && y + k * Tile::kRowsApart < tiling.H;
-    nearest[k] = in_frame ? INFINITY : 0.0f;  // nothing is nearer than 0
-    winner[k] = -1;
-    weights[k] = sums[k] = 0.0f;
+  for (int k = 0; k < Tile::kPixels; ++k) {
+    if (!in_frame(k)) break;
+    const bool covered = pixels.winner[k] >= 0;
+    index[address(k)] = pixels.winner[k];
+    if constexpr (mode == ProjectMode::zbuffer) depth[address(k)] = covered ? pixels.nearest[k] : 0.0f;
+    if constexpr (mode != ProjectMode::soft) coverage[address(k)] = covered ? 1.0f : 0.0f;
   }
-
-  float farthest = INFINITY;  // nothing from here on is seen in the tile
-  for_each_group(column_mask, row_mask, tiling.num_words, group.found, [&](int n) {
-    uint32_t spans = 0;
-    if (n >= 0) {
-      const float4 point = seen[n];
-      if (mode == ProjectMode::harmonic || point.z < farthest) {
-        const int2 columns = covered(point.x, left, tiling.radius, kWidth);
-        const int2 rows = covered(point.y, top, tiling.radius, kHeight);
-        spans = span(columns.x, columns.y) | span(rows.x, rows.y) << kWidth;
-        group.z[lane] = point.z;
-        if constexpr (mode == ProjectMode::harmonic) group.per_z[lane] = point.w;
-        group.index[lane] = n;
-      }
-    }
-    if (!__any_sync(kAllLanes, spans != 0)) return;
-    __syncwarp();
-    for_each_cover<Tile>(spans, [&](int k, int i) {
-      const float z = group.z[i];
-      if (z < nearest[k]) {  // a tie stays with the earlier point
-        nearest[k] = z;
-        winner[k] = group.index[i];
-      }
-      if constexpr (mode == ProjectMode::harmonic) {
-        weights[k] += group.per_z[i];
-        sums[k] += 1.0f;
-      }
-    });
-    float limit = nearest[0];
-#pragma unroll
-    for (int k = 1; k < kPixels; ++k) limit = fmaxf(limit, nearest[k]);
-    farthest = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(limit)));  // no z is negative
-    __syncwarp();
-  });
-
   if constexpr (mode == ProjectMode::soft) {
-    float* const column_weights = reinterpret_cast<float*>(memory + sizeof(WarpMemory));  // [kWidth, kStride]
-    float* const row_weights = column_weights + kWidth * Tile::kStride;                   // [kHeight, kStride]
-    for_each_group(column_mask, row_mask, tiling.num_words, group.found, [&](int n) {
-      uint32_t spans = 0;
-      if (n >= 0) {
-        const float4 point = seen[n];
-        const int2 columns = covered(point.x, left, tiling.radius, kWidth);
-        const int2 rows = covered(point.y, top, tiling.radius, kHeight);
-        spans = span(columns.x, columns.y) | span(rows.x, rows.y) << kWidth;
-        write_weights<Tile>(column_weights, point.x, left, columns, soft.gaussian_scale);
-        write_weights<Tile>(row_weights, point.y, top, rows, soft.gaussian_scale);
-        group.z[lane] = point.z;
-      }
-      __syncwarp();
-      for_each_cover<Tile>(spans, [&](int k, int i) {
-        const float z = group.z[i];
-        const int column = lane % kWidth, row = lane / kWidth + k * Tile::kRowsApart;
-        const float w = (column_weights[column * Tile::kStride + i] * row_weights[row * Tile::kStride + i]) *
-                        exp_negative<kIsa>((nearest[k] - z) * soft.per_temperature);
-        weights[k] += w;
-        sums[k] += w * z;
-      });
-      __syncwarp();
-    });
+    add_weights(scene, tiling, soft, group, reinterpret_cast<float*>(memory + sizeof(WarpMemory)), pixels);
   }
-
+  if constexpr (mode != ProjectMode::zbuffer) {
 #pragma unroll
-  for (int k = 0; k < kPixels; ++k) {
-    const int row = y + k * Tile::kRowsApart;
-    if (x >= tiling.W || row >= tiling.H) break;
-    const int64_t at = (int64_t{view} * tiling.H + row) * tiling.W + x;
-    const float w = weights[k];
-    const bool covered = winner[k] >= 0;
-    index[at] = winner[k];
-    if constexpr (mode == ProjectMode::zbuffer) {
-      depth[at] = covered ? nearest[k] : 0.0f;
-    } else {
-      depth[at] = w > 0.0f ? sums[k] / w : 0.0f;
-      weight_sum[at] = w;
+    for (int k = 0; k < Tile::kPixels; ++k) {
+      if (!in_frame(k)) break;
+      const float w = pixels.weights[k];
+      weight_sum[address(k)] = w;
+      depth[address(k)] = w > 0.0f ? pixels.sums[k] / w : 0.0f;
+      if constexpr (mode == ProjectMode::soft) coverage[address(k)] = w / (w + soft.background);
     }
-    coverage[at] = mode == ProjectMode::soft ? w / (w + soft.background) : covered ? 1.0f : 0.0f;
   }
-  if (tile != 0) return;
-  const uint32_t* const kept_mask = masks + (tiling.num_masks() - 1) * tiling.num_words;
-  int kept = 0;
-  for (int word = lane; word < tiling.num_words; word += kWarpSize) kept += __popc(kept_mask[word]);
-  kept = __reduce_add_sync(kAllLanes, kept);
-  if (lane == 0) dropped[view] = tiling.N - kept;
+  if (tile == 0) count_dropped(masks + int64_t{tiling.num_masks() - 1} * tiling.num_words, tiling, dropped + view);
 }
 
 template <typename Tile>
@@ -347,7 +389,7 @@ int64_t project_points_workspace_cuda(const ProjectSpec& spec, int path, const S
     const Tiling tiling = tiling_of<decltype(tile)>(spec);
     return spec.B * spec.V *
            (spec.N * static_cast<int64_t>(sizeof(float4)) +
-            tiling.num_masks() * tiling.num_words * static_cast<int64_t>(sizeof(uint32_t)));
+            int64_t{tiling.num_masks()} * tiling.num_words * static_cast<int64_t>(sizeof(uint32_t)));
   });
 }
 

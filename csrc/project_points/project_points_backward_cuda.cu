@@ -9,94 +9,126 @@ namespace jointmae {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / kWarpSize;
+constexpr int kRowsAtOnce = 5;  // of a footprint, so that their loads are on the way together; 5 has the default radius
 
-// One view's images, [H, W] each; the gradients may be null for zeros.
-struct Images {
+// One view: its images, [H, W] each, the gradients null for zeros, and what they were drawn from.
+struct View {
   const float* __restrict__ grad_depth;
   const float* __restrict__ grad_coverage;
   const float* __restrict__ depth;
   const int32_t* __restrict__ index;
   const float* __restrict__ weight_sum;
+  const float* __restrict__ points;        // [N, 3]
+  const float* __restrict__ world_to_cam;  // [3, 4]
+  int N, W, H, radius;
 };
 
-// What the pixels of a footprint, or of one of its columns, give a point.
-struct Sums {
-  float weighted = 0;    // w dL/dw; zbuffer and harmonic: dL/dz, harmonic times z^2
-  float weighted_y = 0;  // that times the pixel's offset in y
-  float direct = 0;      // w times the gradient to the weighted mean's terms
+// What a pixel gives to the points that cover it.
+struct Pixel {
+  float grad_depth = 0, grad_coverage = 0, depth = 0, weight_sum = 0;
+  int32_t nearest = 0;  // point
+  float z_min = 0;      // its z
 };
 
-// The lanes of a point.
-struct Team {
-  int first, size;  // lanes
-  int member;       // this lane is first + member
-};
-
-// Adds what the pixel at `at` gives to a point of index n and depth z, whose footprint has the weight w and the offset
-// dy there. `cloud` and m are the points and the camera that the view was drawn from.
+// The pixel at `at`, as far as the mode needs it for point n, zeros if it is not inside; zbuffer: a gradient only if
+// that point has won. Without branches, so that the loads of several pixels go out together.
 template <ProjectMode mode>
-__device__ __forceinline__ void add_pixel(const Images& images, int64_t at, int64_t n, float z, float w, float dy,
-                                          const float* __restrict__ cloud, int64_t N, const float* __restrict__ m,
-                                          const SoftWeights& soft, Sums& sums) {
-  if constexpr (mode == ProjectMode::zbuffer) {
-    if (images.index[at] == n && images.grad_depth != nullptr) sums.weighted += images.grad_depth[at];
-    return;
-  }
-  const float total = images.weight_sum[at];
-  if (!(total > 0.0f)) return;  // all weights underflow
-  const float grad = images.grad_depth != nullptr ? images.grad_depth[at] / total : 0.0f;
-  if constexpr (mode == ProjectMode::harmonic) {
-    sums.weighted += grad * images.depth[at];
-    return;
-  }
-  const int64_t nearest = min(max(int64_t{images.index[at]}, int64_t{0}), N - 1);  // in range, whatever was saved
-  const float z_min = camera_z(m, cloud[3 * nearest], cloud[3 * nearest + 1], cloud[3 * nearest + 2]);
-  float by_coverage = 0.0f;
-  if (images.grad_coverage != nullptr) {
-    const float with_background = total + soft.background;
-    by_coverage = (images.grad_coverage[at] * soft.background) / (with_background * with_background);
-  }
-  w *= exp_negative<kIsa>((z_min - z) * soft.per_temperature);
-  const float g = w * (grad * (z - images.depth[at]) + by_coverage);
-  sums.weighted += g;
-  sums.weighted_y += g * dy;
-  sums.direct += w * grad;
+__device__ __forceinline__ Pixel load_pixel(const View& view, int64_t at, bool inside, int n) {
+  Pixel pixel;
+  if constexpr (mode != ProjectMode::harmonic) pixel.nearest = view.index[at];
+  const bool wanted = inside && (mode != ProjectMode::zbuffer || pixel.nearest == n);
+  pixel.grad_depth = view.grad_depth != nullptr && wanted ? view.grad_depth[at] : 0.0f;
+  if constexpr (mode == ProjectMode::zbuffer) return pixel;
+  pixel.depth = inside ? view.depth[at] : 0.0f;
+  pixel.weight_sum = inside ? view.weight_sum[at] : 0.0f;
+  if constexpr (mode == ProjectMode::harmonic) return pixel;
+  pixel.grad_coverage = view.grad_coverage != nullptr && inside ? view.grad_coverage[at] : 0.0f;
+  return pixel;
 }
+
+// What a column of a footprint gives its point.
+struct Sums {
+  float weighted = 0;    // w dL/dw; zbuffer: dL/dz; harmonic: z^2 dL/dz
+  float weighted_y = 0;  // w dL/dw times the pixels' offsets in y
+  float direct = 0;      // w P, with P the gradient to sum(w z)
+};
+
+// Adds a pixel, where the point of depth z has the Gaussian weight w and the offset dy.
+template <ProjectMode mode>
+__device__ __forceinline__ void add(const Pixel& pixel, float z, float w, float dy, const SoftWeights& soft,
+                                    Sums& sums) {
+  const float total = pixel.weight_sum, P = total > 0.0f ? pixel.grad_depth / total : 0.0f;
+  if constexpr (mode == ProjectMode::zbuffer) {
+    sums.weighted += pixel.grad_depth;
+  } else if constexpr (mode == ProjectMode::harmonic) {
+    sums.weighted += P * pixel.depth;
+  } else {
+    const float all = total + soft.background;
+    const float by_coverage = total > 0.0f ? (pixel.grad_coverage * soft.background) / (all * all) : 0.0f;
+    w *= exp_negative<kIsa>((pixel.z_min - z) * soft.per_temperature);
+    const float g = w * (P * (z - pixel.depth) + by_coverage);
+    sums.weighted += g;
+    sums.weighted_y += g * dy;
+    sums.direct += w * P;
+  }
+}
+
+// The lanes of a point: lane first + i has column i, i + size... of its footprint.
+struct Team {
+  int first, size;
+  int member;  // this lane is first + member
+};
 
 // The gradients to a point's u, v and z in one view: down the columns of its footprint, then across them. All lanes of
 // a warp come here, those without a point to draw with `p.kept` false.
 template <ProjectMode mode>
-__device__ __forceinline__ float3 gather(const Images& images, const Projected& p, int64_t n, const Team& team,
-                                         const float* __restrict__ cloud, int64_t N, const float* __restrict__ m, int W,
-                                         int H, int radius, const SoftWeights& soft) {
-  const int width = 2 * radius + 1, left = p.x - radius, top = p.y - radius;
+__device__ __forceinline__ float3 gather(const View& view, const Projected& p, int n, const Team& team,
+                                         const SoftWeights& soft) {
+  const int width = 2 * view.radius + 1, left = p.x - view.radius, top = p.y - view.radius;
+  const int num_rows = min(team.size, kRowsAtOnce);
   const auto offset = [](int pixel, float at) { return (static_cast<float>(pixel) + 0.5f) - at; };
-  const auto gaussian = [&](float distance) { return exp_negative<kIsa>((distance * distance) * soft.gaussian_scale); };
+  const auto gaussian = [&](float distance) {
+    return mode == ProjectMode::soft ? exp_negative<kIsa>((distance * distance) * soft.gaussian_scale) : 1.0f;
+  };
+  const auto of_member = [&](float value, int i) {
+    return __shfl_sync(kAllLanes, value, team.first + min(i, team.size - 1));
+  };
   float du = 0, dv = 0, dz = 0, dw = 0;
   for (int columns = 0; columns < width; columns += team.size) {
     const int x = left + columns + team.member;
-    const bool inside = p.kept && columns + team.member < width && x >= 0 && x < W;
-    const float dx = offset(x, p.u);
-    const float column_weight = mode == ProjectMode::soft ? gaussian(dx) : 1.0f;
+    const bool inside = p.kept && columns + team.member < width && x >= 0 && x < view.W;
+    const float dx = offset(x, p.u), column_weight = gaussian(dx);
     Sums sums;
-    for (int rows = 0; rows < width; rows += team.size) {
-      // Each lane computes the weight of one row for all.
-      const float row_weight = mode == ProjectMode::soft ? gaussian(offset(top + rows + team.member, p.v)) : 1.0f;
-      for (int i = 0; i < team.size && rows + i < width; ++i) {
+    for (int rows = 0; rows < width; rows += num_rows) {
+      Pixel pixels[kRowsAtOnce];
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) {
         const int y = top + rows + i;
-        const float weight = mode == ProjectMode::soft ? __shfl_sync(kAllLanes, row_weight, team.first + i) : 1.0f;
-        if (inside && y >= 0 && y < H) {
-          add_pixel<mode>(images, int64_t{y} * W + x, n, p.z, column_weight * weight, offset(y, p.v), cloud, N, m, soft,
-                          sums);
+        const bool row_inside = i < num_rows && rows + i < width && y >= 0 && y < view.H;
+        const int64_t at = int64_t{min(max(y, 0), view.H - 1)} * view.W + min(max(x, 0), view.W - 1);
+        pixels[i] = load_pixel<mode>(view, at, inside && row_inside, n);
+      }
+      if constexpr (mode == ProjectMode::soft) {
+#pragma unroll
+        for (int i = 0; i < kRowsAtOnce; ++i) {
+          const int in_range = min(max(pixels[i].nearest, 0), view.N - 1);  // whatever was saved
+          const float* const nearest = view.points + int64_t{in_range} * 3;
+          pixels[i].z_min = camera_z(view.world_to_cam, nearest[0], nearest[1], nearest[2]);
         }
+      }
+      const float row_weight = gaussian(offset(top + rows + team.member, p.v));  // a row's for each lane
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        const float weight = mode == ProjectMode::soft ? column_weight * of_member(row_weight, i) : 1.0f;
+        add<mode>(pixels[i], p.z, weight, offset(top + rows + i, p.v), soft, sums);
       }
     }
     for (int i = 0; i < team.size; ++i) {
-      dw += __shfl_sync(kAllLanes, sums.weighted, team.first + i);
+      dw += of_member(sums.weighted, i);
       if constexpr (mode == ProjectMode::soft) {
-        du += __shfl_sync(kAllLanes, sums.weighted * dx, team.first + i);
-        dv += __shfl_sync(kAllLanes, sums.weighted_y, team.first + i);
-        dz += __shfl_sync(kAllLanes, sums.direct, team.first + i);
+        du += of_member(sums.weighted * dx, i);
+        dv += of_member(sums.weighted_y, i);
+        dz += of_member(sums.direct, i);
       }
     }
   }
@@ -107,7 +139,7 @@ __device__ __forceinline__ float3 gather(const Images& images, const Projected& 
 
 // A team of lanes per point; the grid covers the points of all clouds.
 template <ProjectMode mode>
-__global__ void __launch_bounds__(kThreads, 5)
+__global__ void __launch_bounds__(kThreads, 4)
     project_points_backward_kernel(const float* __restrict__ grad_depth,     // [B, V, H, W] or null
                                    const float* __restrict__ grad_coverage,  // [B, V, H, W] or null
                                    const float* __restrict__ points,         // [B, N, 3]
@@ -117,25 +149,34 @@ __global__ void __launch_bounds__(kThreads, 5)
                                    const int32_t* __restrict__ index,        // [B, V, H, W]
                                    const float* __restrict__ weight_sum,     // [B, V, H, W], not in zbuffer mode
                                    float* __restrict__ grad_points,          // [B, N, 3]
-                                   int64_t B, int64_t N, int V, int W, int H, int radius, SoftWeights soft) {
+                                   int64_t B, int N, int V, int W, int H, int radius, SoftWeights soft) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int size = min(2 * radius + 1, kWarpSize), team_of_lane = lane / size, teams = kWarpSize / size;
   const Team team{min(team_of_lane, teams - 1) * size, size, lane % size};
   const int64_t at = (int64_t{blockIdx.x} * kWarps + warp) * teams + team_of_lane;  // point of all clouds
   const bool mine = team_of_lane < teams && at < B * N;
-  const int64_t b = mine ? at / N : 0, n = mine ? at % N : 0;
+  const int64_t b = mine ? at / N : 0;
+  const int n = mine ? static_cast<int>(at - b * N) : 0;
   const float* const cloud = points + b * N * 3;
   float grad_x = 0, grad_y = 0, grad_z = 0;
   for (int v = 0; v < V; ++v) {
     const int64_t view = b * V + v, image = view * H * W;
     const float *m = world_to_cam + view * 12, *k = intrinsics + view * 9;
-    Projected p = project(cloud + 3 * n, m, k, W, H);
+    Projected p = project(cloud + int64_t{n} * 3, m, k, W, H);
     p.kept = p.kept && mine;
     if (!__any_sync(kAllLanes, p.kept)) continue;
-    const Images images{grad_depth != nullptr ? grad_depth + image : nullptr,
-                        grad_coverage != nullptr ? grad_coverage + image : nullptr, depth + image, index + image,
-                        weight_sum + image};
-    const float3 g = gather<mode>(images, p, n, team, cloud, N, m, W, H, radius, soft);
+    const View seen{grad_depth != nullptr ? grad_depth + image : nullptr,
+                    grad_coverage != nullptr ? grad_coverage + image : nullptr,
+                    depth + image,
+                    index + image,
+                    weight_sum + image,
+                    cloud,
+                    m,
+                    N,
+                    W,
+                    H,
+                    radius};
+    const float3 g = gather<mode>(seen, p, n, team, soft);
     if (!p.kept) continue;
     float x = 0.0f, y = 0.0f, z = g.z;
     if constexpr (mode == ProjectMode::soft) {

@@ -18,15 +18,16 @@ constexpr int kThreads = 128, kWarps = kThreads / kWarpSize;
 constexpr int kPointsPerStep = kWarpSize * kWarpSize;  // a word of 32 points for each lane
 
 // The tile of a warp: kWidth + kHeight <= 32 bits hold the span of a footprint in it.
-template <int width, int height>
+template <int width, int height, int ahead>
 struct Tile {
   static constexpr int kWidth = width, kHeight = height;
+  static constexpr int kAhead = ahead;                  // steps whose masks are loaded early
   static constexpr int kRowsApart = kWarpSize / width;  // lane l has column l % kWidth and, from row l / kWidth on,
   static constexpr int kPixels = height / kRowsApart;   // every kRowsApart-th row
   static constexpr int kStride = kWarpSize + 1;         // of tables of columns: lanes that read one point spread out
 };
-using LargeTile = Tile<16, 16>;       // least work
-using SmallTile = Tile<8, 4>;         // most warps
+using LargeTile = Tile<16, 16, 2>;    // least work
+using SmallTile = Tile<8, 4, 4>;      // most warps
 constexpr int kLargeTilesPerSm = 16;  // fewer leave so many schedulers idle that small tiles are done sooner
 
 enum Path { automatic = 0, large_tiles = 1, small_tiles = 2 };
@@ -86,13 +87,14 @@ __device__ __forceinline__ void write_masks(uint32_t* __restrict__ masks, int co
 
 // A thread per point and view; a warp has 32 points of a view, and so a word of each mask.
 template <typename Tile>
-__global__ void __launch_bounds__(kThreads, 5) project_kernel(const float* __restrict__ points,        // [B, N, 3]
-                                                              const float* __restrict__ world_to_cam,  // [B, V, 3, 4]
-                                                              const float* __restrict__ intrinsics,    // [B, V, 3, 3]
-                                                              int2* __restrict__ pixels,               // [B, V, N]
-                                                              float4* __restrict__ seen,  // [B, V, N], u, v, z, 1 / z
-                                                              uint32_t* __restrict__ masks,  // [B, V, masks, words]
-                                                              Tiling tiling) {
+__global__ void __launch_bounds__(kThreads)
+    project_kernel(const float* __restrict__ points,        // [B, N, 3]
+                   const float* __restrict__ world_to_cam,  // [B, V, 3, 4]
+                   const float* __restrict__ intrinsics,    // [B, V, 3, 3]
+                   int2* __restrict__ pixels,               // [B, V, N]
+                   float4* __restrict__ seen,               // [B, V, N], u, v, z, 1 / z of the points that are kept
+                   uint32_t* __restrict__ masks,            // [B, V, masks, words]
+                   Tiling tiling) {
   const Place place(tiling.num_words);
   const int view = place.view, word = place.item;
   if (word >= tiling.num_words) return;
@@ -136,17 +138,28 @@ constexpr int kWarpBytes = static_cast<int>(sizeof(WarpMemory)) +
 
 // Calls visit(n) with the points that are in both masks, 32 at a time, one for each lane, the first for the last lane:
 // the highest bit is found in one instruction, the lowest in two slow ones. The last time n = -1 is for lanes without.
-template <typename Visit>
+template <int kAhead, typename Visit>
 __device__ __forceinline__ void for_each_group(const uint32_t* __restrict__ column_mask,
-                                               const uint32_t* __restrict__ row_mask, int num_words,
-                                               uint16_t* __restrict__ found, Visit&& visit) {
+                                               const uint32_t* __restrict__ row_mask, int num_words, uint16_t* found,
+                                               Visit&& visit) {
   const int lane = lane_of_thread();
-  const auto load = [&](int word) { return word < num_words ? column_mask[word] & row_mask[word] : 0u; };
+  uint32_t in_columns[kAhead], in_rows[kAhead];  // of this step and the next ones
+  const auto load = [&](int ahead, int first) {
+    const int word = first + ahead * kWarpSize + lane;
+    in_columns[ahead] = word < num_words ? column_mask[word] : 0u;
+    in_rows[ahead] = word < num_words ? row_mask[word] : 0u;
+  };
+#pragma unroll
+  for (int ahead = 0; ahead < kAhead - 1; ++ahead) load(ahead, 0);
   int waiting = -1, num_waiting = 0;  // points of earlier steps that are not 32 yet: in the last lanes
-  uint32_t next = load(lane);
   for (int first = 0; first < num_words; first += kWarpSize) {
-    uint32_t hits = next;
-    next = load(first + kWarpSize + lane);
+    load(kAhead - 1, first);
+    uint32_t hits = in_columns[0] & in_rows[0];
+#pragma unroll
+    for (int ahead = 1; ahead < kAhead; ++ahead) {
+      in_columns[ahead - 1] = in_columns[ahead];
+      in_rows[ahead - 1] = in_rows[ahead];
+    }
     const bool last = num_words - first <= kWarpSize;
     if (!any_in_warp(hits != 0) && !last) continue;
     int end = __popc(hits);  // the number in this lane's word and before
@@ -176,7 +189,7 @@ __device__ __forceinline__ void for_each_group(const uint32_t* __restrict__ colu
 // Calls visit(k, lane) for each pixel k of this lane with the lane of each point that covers it, in the order of the
 // points. over[c] has the points over column c of the tile, over[kWidth + r] those over row r.
 template <typename Tile, typename Visit>
-__device__ __forceinline__ void for_each_cover(const uint32_t* __restrict__ over, Visit&& visit) {
+__device__ __forceinline__ void for_each_cover(const uint32_t* over, Visit&& visit) {
   const int lane = lane_of_thread();
   const uint32_t over_column = over[lane % Tile::kWidth];
 #pragma unroll
@@ -228,7 +241,7 @@ __device__ __forceinline__ void find_nearest(const Scene& scene, const Tiling& t
                                              Pixels<Tile>& pixels) {
   const int lane = lane_of_thread();
   float farthest = INFINITY;  // what is not nearer is not seen in the tile
-  for_each_group(scene.column_mask, scene.row_mask, tiling.num_words, group.found, [&](int n) {
+  for_each_group<Tile::kAhead>(scene.column_mask, scene.row_mask, tiling.num_words, group.found, [&](int n) {
     const float4 point = n < 0 ? make_float4(0.0f, 0.0f, INFINITY, 0.0f) : scene.seen[n];
     const bool hidden = mode == ProjectMode::harmonic ? n < 0 : point.z >= farthest;
     const uint32_t spans = hidden ? 0u : Footprint<Tile>(point, scene, tiling.radius).spans();
@@ -259,7 +272,7 @@ __device__ __forceinline__ void find_nearest(const Scene& scene, const Tiling& t
 // soft: adds up the weights. The Gaussian ones are made once per point and column or row, in `tables`.
 template <typename Tile>
 __device__ __forceinline__ void add_weights(const Scene& scene, const Tiling& tiling, const SoftWeights& soft,
-                                            WarpMemory& group, float* __restrict__ tables, Pixels<Tile>& pixels) {
+                                            WarpMemory& group, float* tables, Pixels<Tile>& pixels) {
   const int lane = lane_of_thread();
   float* const column_weights = tables;                              // [kWidth, kStride]
   float* const row_weights = tables + Tile::kWidth * Tile::kStride;  // [kHeight, kStride]
@@ -269,7 +282,7 @@ __device__ __forceinline__ void add_weights(const Scene& scene, const Tiling& ti
       weights[i * Tile::kStride + lane] = exp_negative<kIsa>((offset * offset) * soft.gaussian_scale);
     }
   };
-  for_each_group(scene.column_mask, scene.row_mask, tiling.num_words, group.found, [&](int n) {
+  for_each_group<Tile::kAhead>(scene.column_mask, scene.row_mask, tiling.num_words, group.found, [&](int n) {
     const float4 point = n < 0 ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : scene.seen[n];
     const Footprint<Tile> footprint(point, scene, tiling.radius);
     if (!any_in_warp(n >= 0)) return;

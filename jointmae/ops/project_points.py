@@ -68,8 +68,9 @@ def project_points(
 
     In the modes zbuffer and harmonic `coverage` is 0 or 1. Ties in z go to the lowest index. The cameras get no
     gradient. float16 and bfloat16 are computed and returned in float32, float64 in float64. B = 0 gives an empty
-    result. The bits of the results do not depend on threads, instruction set or device, and pixels, index and the
-    z-buffer are those of the reference. On the CPU one view is drawn by one thread.
+    result. The bits of the results do not depend on threads, instruction set or device (but for the gradient of
+    "zbuffer", which a GPU sums in another order), and pixels, index and the z-buffer are those of the reference. On the
+    CPU one view is drawn by one thread.
 
     Raises ValueError for shapes that do not fit, a radius outside 0..max(H, W), a sigma, temperature or background
     that is not positive, and, on the CPU, for NaN or infinity and for a skewed camera. Raises TypeError for integer

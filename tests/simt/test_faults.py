@@ -28,7 +28,28 @@ class Fault(NamedTuple):
     wrong: str
 
 
-FAULTS: dict[str, Fault] = {}
+FAULTS: dict[str, Fault] = {
+    "project_points: ties go to the last point": Fault(
+        "project_points/project_points_cuda.cu", "if (z < pixels.nearest[k])", "if (z <= pixels.nearest[k])"
+    ),
+    "project_points: points that wait for the next step are lost": Fault(
+        "project_points/project_points_cuda.cu", "num_waiting = total - from;", "num_waiting = 0;"
+    ),
+    "project_points: the points of a group in reverse": Fault(
+        "project_points/project_points_cuda.cu", "from + (kWarpSize - 1 - lane)", "from + lane"
+    ),
+    "project_points: a point is taken for hidden behind nearer ones": Fault(
+        "project_points/project_points_cuda.cu", "point.z >= farthest", "point.z >= 0.9f * farthest"
+    ),
+    "project_points: a footprint misses the tiles to its right": Fault(
+        "project_points/project_points_cuda.cu", "right = min(p.x + tiling.radius,", "right = min(p.x,"
+    ),
+    "project_points: a gradient from one column too few": Fault(
+        "project_points/project_points_backward_cuda.cu",
+        "columns + team.member < width",
+        "columns + team.member < width - 1",
+    ),
+}
 
 pytestmark = pytest.mark.skipif(ASAN, reason="needs the build without AddressSanitizer: once is enough")
 

@@ -19,13 +19,15 @@ from tests.test_project_points import MODES, SOFT, scene
 OP = importlib.import_module("jointmae.ops.project_points")  # jointmae.ops has the function under this name
 CPU = torch.device("cpu")
 PATHS = {"large tiles": 1, "small tiles": 2}
-# B, N, V, H, W, radius: one point; points around 32 and 1,024; tiles that stick out; all of the frame covered by all
+# B, N, V, H, W, radius: one point; points around 32 and 1,024 and many times that; tiles that stick out; all of the
+# frame covered by all
 SHAPES = (
     (1, 1, 1, 1, 1, 0),
     (2, 31, 3, 37, 21, 2),
     (1, 33, 2, 4, 70, 1),
     (2, 1100, 2, 20, 33, 0),
     (1, 2500, 1, 33, 40, 2),
+    (1, 7000, 1, 9, 18, 1),
     (1, 1100, 1, 9, 17, 9),
     (1, 70, 2, 40, 24, 40),
     (40, 3, 13, 3, 5, 1),

@@ -333,7 +333,10 @@ __global__ void __launch_bounds__(kThreads, 5)
                     tile_row * Tile::kHeight};
   const int x = scene.left + lane % Tile::kWidth, y = scene.top + lane / Tile::kWidth;
   const auto in_frame = [&](int k) { return x < tiling.W && y + k * Tile::kRowsApart < tiling.H; };
-  const auto address = [&](int k) { return (int64_t{view} * tiling.H + y + k * Tile::kRowsApart) * tiling.W + x; };
+  const int64_t first = (int64_t{view} * tiling.H + y) * tiling.W + x, step = int64_t{Tile::kRowsApart} * tiling.W;
+  depth += first;  // pixel k is k * step on
+  index += first;
+  coverage += first;
 
   Pixels<Tile> pixels;
 #pragma unroll
@@ -349,21 +352,22 @@ __global__ void __launch_bounds__(kThreads, 5)
   for (int k = 0; k < Tile::kPixels; ++k) {
     if (!in_frame(k)) break;
     const bool covered = pixels.winner[k] >= 0;
-    index[address(k)] = pixels.winner[k];
-    if constexpr (mode == ProjectMode::zbuffer) depth[address(k)] = covered ? pixels.nearest[k] : 0.0f;
-    if constexpr (mode != ProjectMode::soft) coverage[address(k)] = covered ? 1.0f : 0.0f;
+    index[k * step] = pixels.winner[k];
+    if constexpr (mode == ProjectMode::zbuffer) depth[k * step] = covered ? pixels.nearest[k] : 0.0f;
+    if constexpr (mode != ProjectMode::soft) coverage[k * step] = covered ? 1.0f : 0.0f;
   }
   if constexpr (mode == ProjectMode::soft) {
     add_weights(scene, tiling, soft, group, reinterpret_cast<float*>(memory + sizeof(WarpMemory)), pixels);
   }
   if constexpr (mode != ProjectMode::zbuffer) {
+    weight_sum += first;
 #pragma unroll
     for (int k = 0; k < Tile::kPixels; ++k) {
       if (!in_frame(k)) break;
       const float w = pixels.weights[k];
-      weight_sum[address(k)] = w;
-      depth[address(k)] = w > 0.0f ? pixels.sums[k] / w : 0.0f;
-      if constexpr (mode == ProjectMode::soft) coverage[address(k)] = w / (w + soft.background);
+      weight_sum[k * step] = w;
+      depth[k * step] = w > 0.0f ? pixels.sums[k] / w : 0.0f;
+      if constexpr (mode == ProjectMode::soft) coverage[k * step] = w / (w + soft.background);
     }
   }
   if (tile == 0) count_dropped(masks + int64_t{tiling.num_masks() - 1} * tiling.num_words, tiling, dropped + view);

@@ -7,6 +7,7 @@
 #include "farthest_point_sample/farthest_point_sample.h"
 #include "group/group.h"
 #include "knn/knn.h"
+#include "project_points/project_points.h"
 
 namespace py = pybind11;
 
@@ -122,6 +123,41 @@ void bind_cuda(py::module_& m) {
       py::arg("grad_sq_dists"), py::arg("queries"), py::arg("points"), py::arg("indices"), py::arg("workspace"),
       py::arg("grad_queries"), py::arg("grad_points"), py::arg("B"), py::arg("M"), py::arg("N"), py::arg("k"),
       py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "project_points_workspace_cuda",
+      [](const ProjectSpec& spec, int path, int device, Address stream) {
+        return project_points_workspace_cuda(spec, path, {device, pointer<void>(stream)});
+      },
+      py::arg("spec"), py::arg("path"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "project_points_cuda",
+      [](Address points, Address world_to_cam, Address intrinsics, Address depth, Address index, Address coverage,
+         Address pixels, Address dropped, Address weight_sum, Address workspace, const ProjectSpec& spec, int path,
+         int device, Address stream) {
+        project_points_cuda(pointer<const float>(points), pointer<const float>(world_to_cam),
+                            pointer<const float>(intrinsics), pointer<float>(depth), pointer<int32_t>(index),
+                            pointer<float>(coverage), pointer<int32_t>(pixels), pointer<int64_t>(dropped),
+                            pointer<float>(weight_sum), pointer<void>(workspace), spec, path,
+                            {device, pointer<void>(stream)});
+      },
+      py::arg("points"), py::arg("world_to_cam"), py::arg("intrinsics"), py::arg("depth"), py::arg("index"),
+      py::arg("coverage"), py::arg("pixels"), py::arg("dropped"), py::arg("weight_sum"), py::arg("workspace"),
+      py::arg("spec"), py::arg("path"), py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "project_points_backward_cuda",
+      [](Address grad_depth, Address grad_coverage, Address points, Address world_to_cam, Address intrinsics,
+         Address depth, Address index, Address weight_sum, Address grad_points, const ProjectSpec& spec, int device,
+         Address stream) {
+        project_points_backward_cuda(pointer<const float>(grad_depth), pointer<const float>(grad_coverage),
+                                     pointer<const float>(points), pointer<const float>(world_to_cam),
+                                     pointer<const float>(intrinsics), pointer<const float>(depth),
+                                     pointer<const int32_t>(index), pointer<const float>(weight_sum),
+                                     pointer<float>(grad_points), spec, {device, pointer<void>(stream)});
+      },
+      py::arg("grad_depth"), py::arg("grad_coverage"), py::arg("points"), py::arg("world_to_cam"),
+      py::arg("intrinsics"), py::arg("depth"), py::arg("index"), py::arg("weight_sum"), py::arg("grad_points"),
+      py::arg("spec"), py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace jointmae

@@ -27,6 +27,7 @@ FPS = "farthest_point_sample/farthest_point_sample_cuda.cu"
 CHAMFER = "chamfer_distance/chamfer_distance_cuda.cu"
 GROUP = "group/group_cuda.cu"
 INVERSE = "common/inverse_index_cuda.cu"
+PROJECT = "project_points/project_points_cuda.cu"
 
 
 class Fault(NamedTuple):
@@ -61,6 +62,18 @@ FAULTS: dict[str, Fault] = {
     "knn: ties at the neighbour's bound": Fault("knn/knn_tree_cuda.cu", "<< 32 | 0xFFFFFFFFu;", "<< 32;"),
     "knn: a buffer that is not merged": Fault("knn/nearest.h", "if (num_buffered_ > 0) merge_buffer();", ""),
     "knn: a gradient of the wrong sign": Fault("knn/knn_cuda.cu", "grad_of(-grad_sq_dists", "grad_of(grad_sq_dists"),
+    "ties go to the last point": Fault(PROJECT, "if (z < pixels.nearest[k])", "if (z <= pixels.nearest[k])"),
+    "points that wait for the next step are lost": Fault(PROJECT, "num_waiting = total - from;", "num_waiting = 0;"),
+    "the points of a group in reverse": Fault(PROJECT, "from + (kWarpSize - 1 - lane)", "from + lane"),
+    "a point is taken for hidden behind nearer ones": Fault(
+        PROJECT, "point.z >= farthest", "point.z >= 0.9f * farthest"
+    ),
+    "a footprint misses the tiles to its right": Fault(PROJECT, "right = min(p.x + tiling.radius,", "right = min(p.x,"),
+    "a gradient from one column too few": Fault(
+        "project_points/project_points_backward_cuda.cu",
+        "columns + team.member < width",
+        "columns + team.member < width - 1",
+    ),
 }
 
 pytestmark = pytest.mark.skipif(ASAN, reason="needs the build without AddressSanitizer: once is enough")

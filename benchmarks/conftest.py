@@ -22,6 +22,7 @@ from benchmarks.peers import why_missing
 from benchmarks.timing import Compare, Row
 
 ROWS = pytest.StashKey[list[Row]]()
+THREADS = pytest.StashKey[int]()
 HEAD = pytest.StashKey[dict[str, Any]]()
 
 
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+    config.stash[THREADS] = torch.get_num_threads()  # before any rival is imported
 
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
@@ -58,7 +60,7 @@ def compare(request: pytest.FixtureRequest, device: torch.device, quick: bool) -
         request.config.stash[ROWS].extend(rows)
         _write(request.config)
 
-    return Compare(device, quick, parameters, report)
+    return Compare(device, request.config.stash[THREADS], quick, parameters, report)
 
 
 def _write(config: pytest.Config) -> None:
@@ -66,10 +68,10 @@ def _write(config: pytest.Config) -> None:
     path, rows = config.getoption("--results"), config.stash[ROWS]
     if path is None:
         return
-    head = config.stash.setdefault(HEAD, describe_run())
+    threads = config.stash[THREADS]
+    head = config.stash.setdefault(HEAD, describe_run(threads))
     earlier = json.loads(path.read_text()) if path.exists() else []
     earlier = [run for run in earlier if run["run"] != head["run"]]
-    threads = torch.get_num_threads()
     limits = {name: asdict(ceilings(torch.device(name), threads)) for name in dict.fromkeys(row.device for row in rows)}
     run = {**head, "ceilings": limits, "missing": why_missing, "rows": [asdict(row) for row in rows]}
     partial = path.with_suffix(".tmp")
@@ -87,7 +89,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             if i == 0:
                 floor = "" if row.floor_ms is None else f"floor {row.floor_ms:.4g} ms"
                 graph = "" if row.graph_ms is None else f", ours as a CUDA graph {row.graph_ms:.4g} ms"
-                terminalreporter.line(f"{workload}  [{device}, {torch.get_num_threads()} threads] {floor}{graph}")
+                terminalreporter.line(f"{workload}  [{device}, {config.stash[THREADS]} threads] {floor}{graph}")
             terminalreporter.line("  " + _line(row))
     if config.getoption("--results") is not None:
         terminalreporter.line(f"added {len(rows)} rows to {config.getoption('--results')}")

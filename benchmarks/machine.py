@@ -29,7 +29,7 @@ PACKAGES = (
 )
 
 
-def describe_run() -> dict[str, Any]:
+def describe_run(threads: int) -> dict[str, Any]:
     """Where, when and with what: the head of a results file."""
     gpu = torch.cuda.is_available()
     return {
@@ -39,7 +39,7 @@ def describe_run() -> dict[str, Any]:
         or os.environ.get(COMMIT, "unknown"),
         "csrc": source_hash(),
         "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "driver": _nvidia_smi("driver_version") if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
@@ -93,6 +93,7 @@ def ceilings(device: torch.device, threads: int) -> Ceilings:
         num_sms = torch.cuda.get_device_properties(device).multi_processor_count
         megahertz = _nvidia_smi("clocks.max.sm")
         return Ceilings(_copy_rate(device, 2**28), None, num_sms, 1e6 * float(megahertz) if megahertz else None)
+    torch.set_num_threads(threads)
     size = 1536
     a = torch.randn(size, size)
     return Ceilings(_copy_rate(device, 2**25), 2 * size**3 / _best_s(lambda: a @ a, device))

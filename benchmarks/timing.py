@@ -49,6 +49,7 @@ class Compare:
     """The fixture `compare`: measures one workload and hands its rows to `report`."""
 
     device: torch.device
+    threads: int  # of the CPU
     quick: bool
     parameters: dict[str, Any]
     report: Callable[[list[Row]], None]
@@ -90,7 +91,7 @@ class Compare:
         samples = self._time(calls, inputs)
         graph_s = self._graph_s(calls[ours], inputs) if self.device.type == "cuda" else None
         work = Work(num_bytes, flops, lane_ops, cycles)
-        floor_s = ceilings(self.device, torch.get_num_threads()).floor_s(work)
+        floor_s = ceilings(self.device, self.threads).floor_s(work)
         median = {name: statistics.median(times) for name, times in samples.items()}
         rows = [
             Row(
@@ -131,6 +132,7 @@ class Compare:
         return samples
 
     def _sample(self, call: Callable[..., Any], inputs: Inputs, first: int, repeats: int) -> float:
+        torch.set_num_threads(self.threads)  # some rivals leave it changed
         wait(self.device)
         begin = time.perf_counter()
         for i in range(first, first + repeats):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "90")
-NVCC = ["nvcc", *"-std=c++17 -O3 --fmad=false -Werror=all-warnings -Xptxas -v -c".split(), f"-I{ROOT / 'csrc'}"]
+NVCC = ["nvcc", *"-std=c++17 -O3 --fmad=false -Werror=all-warnings -Xptxas -v -c".split()]
 
 
 @dataclass
@@ -81,7 +81,9 @@ def compile_sources(sources: list[Path], architectures: tuple[str, ...]) -> list
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     with tempfile.TemporaryDirectory() as folder:
         for source in sources:
-            kernels += of_ptxas(_run([*NVCC, *targets, "-o", f"{folder}/object.o", str(source)]))
+            kernels += of_ptxas(
+                _run([*NVCC, *targets, f"-I{source.parent.parent}", "-o", f"{folder}/object.o", str(source)])
+            )
     return kernels
 
 
@@ -121,7 +123,8 @@ def _demangled(names: list[str]) -> list[str]:
     if shutil.which("c++filt") is None:
         return names
     lines = _run(["c++filt", *names]).splitlines() if names else []
-    return [re.sub(r"^void |jointmae::|\(anonymous namespace\)::|\([^()]*\)$", "", line) for line in lines]
+    plain = [re.sub(r"^void |jointmae::|\(anonymous namespace\)::", "", line) for line in lines]
+    return [re.sub(r"\([^()]*\)$", "", line) for line in plain]
 
 
 def _run(command: list[str]) -> str:

@@ -14,6 +14,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-barrier", action="store_true", help="tests/simt: each barrier of each CUDA kernel is removed once"
+    )
+
+
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

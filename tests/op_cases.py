@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jointmae import ops
 from jointmae.ops import native
 
 # Names of `clouds` below.
@@ -90,6 +91,46 @@ def check_fork(call: Callable[[], Any]) -> None:
     assert receiver.poll(60), "the forked child hangs"
     assert receiver.recv() is True
     process.join(60)
+
+
+def every_op(device: torch.device) -> dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]]:
+    """Each op with its gradient at a size of its own: a function of tensors that gives all outputs, and its inputs."""
+    x, y = clouds("random", 3, 300, device), clouds("random", 3, 200, device, seed=1)
+    features = torch.randn(3, 300, 20, generator=torch.Generator().manual_seed(2)).to(device)
+    cameras = torch.eye(4)[:3].repeat(3, 2, 1, 1)
+    cameras[..., 2, 3] = 4
+    intrinsics = torch.tensor([[40.0, 0, 24], [0, 40.0, 20], [0, 0, 1]]).to(device)
+
+    def with_gradients(call: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+            outputs = call(*leaves)
+            differentiable = [output for output in outputs if output.requires_grad]
+            weights = [torch.arange(1, output.numel() + 1, device=output.device) % 7 - 3.0 for output in differentiable]
+            grads = torch.autograd.grad(
+                differentiable, leaves, [w.view_as(o) for w, o in zip(weights, differentiable, strict=True)]
+            )
+            return *(output.detach() for output in outputs), *grads
+
+        return run
+
+    def project(mode: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        return lambda points: tuple(ops.project_points(points, cameras.to(device), intrinsics, (40, 48), 2, mode))
+
+    def gather(points: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        return ops.knn_interpolate(points[:, :50] + 0.1, points, features), ops.group(features, _neighbors(points))
+
+    return {
+        "farthest_point_sample": (lambda points: (ops.farthest_point_sample(points, 70),), (x,)),
+        "knn": (with_gradients(lambda queries, points: ops.knn(queries, points, 9)), (y, x)),
+        "group and knn_interpolate": (with_gradients(gather), (x, features)),
+        "chamfer_distance": (with_gradients(lambda x, y: ops.chamfer_distance(x, y, reduction="none")), (x, y)),
+        **{f"project_points {mode}": (with_gradients(project(mode)), (x,)) for mode in ("zbuffer", "soft", "harmonic")},
+    }
+
+
+def _neighbors(points: Tensor) -> Tensor:
+    return ops.knn(points[:, :60], points, 5)[1]
 
 
 def isa_levels() -> list[str]:

@@ -1,0 +1,96 @@
+"""What only a GPU shows: its bits are those of the CPU, and no op waits, leaves its stream or cannot be captured.
+
+That the kernels compute the right thing is tested without one: tests/simt/.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jointmae.ops import native
+from tests.op_cases import equal, every_op
+
+pytestmark = pytest.mark.skipif(native.cuda is None or not torch.cuda.is_available(), reason="needs a GPU")
+
+NAMES = tuple(every_op(torch.device("cpu"))) if native.kernels is not None else ()
+SUMMED = ("soft", "harmonic", "interpolate")  # PyTorch's own sums, and exp, differ in the last bits between devices
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_agrees_with_the_cpu(gpu, name):
+    call, inputs = every_op(gpu)[name]
+    results = [result.cpu() for result in call(*inputs)]
+    call, inputs = every_op(torch.device("cpu"))[name]
+    wanted = call(*inputs)
+    if any(word in name for word in SUMMED):
+        torch.testing.assert_close(tuple(results), wanted)
+    else:
+        assert equal(results, wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_bits_on_a_second_run(gpu, name):
+    call, inputs = every_op(gpu)[name]
+    assert equal(call(*inputs), call(*inputs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_waits_for_nothing(gpu, name):
+    call, inputs = every_op(gpu)[name]
+    call(*inputs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_on_the_current_stream(gpu, name):
+    """The inputs are made on a side stream behind work of many milliseconds: a kernel elsewhere would be too early."""
+    call, inputs = every_op(gpu)[name]
+    wanted = call(*inputs)
+    stream = torch.cuda.Stream(gpu)
+    with torch.cuda.stream(stream):
+        late = [torch.zeros_like(tensor) for tensor in inputs]
+        big = torch.randn(4096, 4096, device=gpu)
+        for _ in range(20):
+            big = (big @ big).clamp(-1, 1)
+        for tensor, values in zip(late, inputs, strict=True):
+            tensor.copy_(values)
+        results = call(*late)
+    stream.synchronize()
+    assert equal(results, wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_can_be_captured_in_a_graph(gpu, name):
+    call, inputs = every_op(gpu)[name]
+    held = [tensor.clone() for tensor in inputs]
+    warm_up = torch.cuda.Stream(gpu)
+    with torch.cuda.stream(warm_up):
+        call(*held)
+    warm_up.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call(*held)
+    for tensor, values in zip(held, inputs, strict=True):
+        tensor.copy_(values * 0.5 + 0.25)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert equal(results, call(*held))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_on_the_device_of_its_tensors(name):
+    second = torch.device("cuda", 1)
+    call, inputs = every_op(second)[name]
+    results = call(*inputs)
+    assert all(result.device == second for result in results) and torch.cuda.current_device() == 0

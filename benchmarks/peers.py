@@ -13,7 +13,6 @@ All adapters of an op take and give the same, so conversions of layout and type 
 How they are installed: `pip install -e ".[peers]"` has those with wheels. torch-cluster, chamferdist, pytorch3d and
 pointnet2_ops are built against the torch at hand, `pip install --no-build-isolation --no-deps`, the latter two from a
 checkout of their repositories (pointnet2_ops after its frozen list of architectures is taken out of setup.py).
-torch-quickfps-cu130 is torch-quickfps built for CUDA 13; `--no-deps` keeps both from replacing torch.
 """
 
 from __future__ import annotations

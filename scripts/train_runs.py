@@ -2,7 +2,7 @@
 """Training on this machine in numbers, by running the commands that users run.
 
     python scripts/train_runs.py speed ...    # clouds a second, by preset, precision and compilation
-    python scripts/train_runs.py quality ...  # linear SVM after as much training as fits
+    python scripts/train_runs.py quality ...  # linear SVM of the first file after as much training as fits
 
 Both stop starting runs when --seconds are used up, and write what they have after every run.
 """
@@ -63,25 +63,28 @@ def run(*arguments: str, seconds: float) -> str:
     return ""
 
 
-def clouds_per_second(folder: Path) -> float | None:
-    """The median over the lines of timings.jsonl after the first steps; checkpoints and diagnostics are in some."""
+def timings(folder: Path) -> dict[str, float] | None:
+    """What timings.jsonl says after the first steps, None if it has no such lines.
+
+    Checkpoints and diagnostics are in the mean; the median of its lines is most steps' speed.
+    """
     file = folder / "timings.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    speeds = [line["clouds_per_second"] for line in lines if line["step"] > WARM_UP_STEPS]
-    return statistics.median(speeds) if speeds else None
+    lines = [line for line in lines if line["step"] > WARM_UP_STEPS]
+    if not lines:
+        return None
+    clouds = sum(line["clouds_per_second"] * line["seconds"] for line in lines)
+    return {
+        "clouds_per_second": statistics.median(line["clouds_per_second"] for line in lines),
+        "mean_clouds_per_second": clouds / sum(line["seconds"] for line in lines),
+        "memory_bytes": max(line["memory"] for line in lines),
+    }
 
 
-def memory(folder: Path) -> int | None:
-    """The largest memory that timings.jsonl has, in bytes."""
-    file = folder / "timings.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return max((json.loads(line)["memory"] for line in lines), default=None)
-
-
-def speed(args: argparse.Namespace, budget: Budget) -> None:
-    """One row for each of RUNS that there is time for."""
+def speed(args: argparse.Namespace, budget: Budget) -> bool:
+    """One row for each of RUNS that there is time for; returns whether all of them went well."""
     rows: list[dict[str, Any]] = []
-    for preset, precision, compiled in RUNS[: args.max_runs]:
+    for preset, precision, compiled in (chosen for chosen in RUNS if chosen[0] in args.presets):
         if budget.left() < 20:
             break
         folder, begin = args.work / f"{preset}-{precision}-{compiled}", time.monotonic()
@@ -94,30 +97,30 @@ def speed(args: argparse.Namespace, budget: Budget) -> None:
         )
         rows.append({
             **options,
-            "clouds_per_second": clouds_per_second(folder),
-            "memory_bytes": memory(folder),
+            **(timings(folder) or {}),
             "seconds_in_all": round(time.monotonic() - begin, 1),
             "failed": failed,
         })  # fmt: skip
         print(rows[-1], flush=True)
         write(args.out, {"rows": rows, "environment": environment(folder)})
+    return not any(row["failed"] for row in rows)
 
 
-def quality(args: argparse.Namespace, budget: Budget) -> None:
-    """Trains for about half of the time, then probes the trained and the untrained encoder on the first file."""
+def quality(args: argparse.Namespace, budget: Budget) -> bool:
+    """Trains for half of the time, probes the trained and the untrained encoder; returns whether all went well."""
     train = ["jointmae.train", "--preset", args.preset, "--data", *args.data, "--device", args.device, "--no-evaluate"]
     trial, folder = args.work / "trial", args.work / "trained"
     run(*train, "--out", str(trial), "--max-steps", str(args.steps), seconds=budget.left() / 3)
-    rate = clouds_per_second(trial)
-    if rate is None:
+    found = timings(trial)
+    if found is None:
         raise SystemExit("train_runs: the trial run gave no timings")
     num_clouds = sum(count(file) for file in args.data)
-    epochs = max(1, int(0.5 * budget.left() * rate / num_clouds))
-    result: dict[str, Any] = {"preset": args.preset, "epochs": epochs, "clouds": num_clouds, "trial_speed": rate}
+    epochs = max(1, int(0.5 * budget.left() * found["mean_clouds_per_second"] / num_clouds))
+    result: dict[str, Any] = {"preset": args.preset, "epochs": epochs, "clouds": num_clouds, "trial": found}
     begin = time.monotonic()
     options = ["--splits", "train", "--epochs", str(epochs), "--warmup-epochs", str(epochs / 30)]
     result["failed"] = run(*train, *options, "--out", str(folder), seconds=0.7 * budget.left())
-    result |= {"training_seconds": round(time.monotonic() - begin, 1), "clouds_per_second": clouds_per_second(folder)}
+    result |= {"training_seconds": round(time.monotonic() - begin, 1), **(timings(folder) or {})}
     result["environment"] = environment(folder)
     write(args.out, result)
     untrained = ["--checkpoint", "random", "--preset", args.preset]
@@ -125,8 +128,10 @@ def quality(args: argparse.Namespace, budget: Budget) -> None:
         answer = args.work / f"{name}.json"
         where = ["--data", args.data[0], "--device", args.device, "--json", str(answer)]
         failed = run("jointmae.linear_svm", *encoder, *where, seconds=budget.left())
-        result[name] = {"failed": failed} if failed else json.loads(answer.read_text())["results"]
+        result["failed"] = result["failed"] or failed
+        result[name] = None if failed else json.loads(answer.read_text())["results"]
         write(args.out, result)
+    return not result["failed"]
 
 
 def count(file: str) -> int:
@@ -149,8 +154,8 @@ def write(path: Path, record: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def main() -> None:
-    """Reads the options and does what they say."""
+def main() -> int:
+    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("speed", "quality"))
     parser.add_argument("--data", nargs="+", required=True)
@@ -161,12 +166,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=400, help="to be done in")
     parser.add_argument("--run-seconds", type=float, default=150, help="of one run of `speed`")
     parser.add_argument("--steps", type=int, default=120, help="of one run of `speed`, and of the trial of `quality`")
-    parser.add_argument("--max-runs", type=int, default=len(RUNS), help="of `speed`")
+    parser.add_argument("--presets", nargs="+", default=["paper", "small", "tiny"], help="of `speed`")
     args = parser.parse_args()
     budget = Budget(time.monotonic(), args.seconds)
     args.data = [str(Path(file).resolve()) for file in args.data]
-    (speed if args.what == "speed" else quality)(args, budget)
+    return 0 if (speed if args.what == "speed" else quality)(args, budget) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

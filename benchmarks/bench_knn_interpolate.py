@@ -55,4 +55,4 @@ def _agreement(result: Tensor, ours: Tensor) -> str:
     """cdist works by x^2 + y^2 - 2xy: for a few queries it takes other neighbours."""
     wrong = ((result - ours).abs() > 1e-2).float().mean().item()
     assert wrong < 1e-2, f"{wrong:.1%} of the values differ"
-    return "=" if torch.equal(result, ours) else f"{wrong:.0e} of values differ"
+    return "=" if torch.equal(result, ours) else f"{wrong:.0e} of the values are off by more than 1e-2"

@@ -115,11 +115,12 @@ class Compare:
         self.report(rows + [Row(workload, self.parameters, self.device.type, *item) for item in failed.items()])
 
     def _time(self, calls: Candidates, inputs: Inputs) -> dict[str, list[float]]:
-        """Seconds a call: a sample a round; one alone for a candidate that by itself uses up the time for all."""
-        at_least, at_most, budget = (3, 5, 0.3) if self.quick else (7, 50, 2.0 if self.device.type == "cuda" else 10.0)
+        """Seconds a call: a sample a round; one alone for a candidate whose rounds would use up the time for all."""
+        at_least, at_most, budget = (3, 5, 0.3) if self.quick else (7, 50, 1.0 if self.device.type == "cuda" else 10.0)
         once = {name: self._sample(call, inputs, 0, 1) for name, call in calls.items()}
-        samples: dict[str, list[float]] = {name: [once[name]] if once[name] > budget else [] for name in calls}
-        calls = {name: call for name, call in calls.items() if once[name] <= budget}
+        slow = {name for name in calls if once[name] * at_least > budget}
+        samples: dict[str, list[float]] = {name: [once[name]] if name in slow else [] for name in calls}
+        calls = {name: call for name, call in calls.items() if name not in slow}
         repeats = {name: max(1, int(MIN_SAMPLE_S / once[name])) for name in calls}
         order, shuffle = list(calls), random.Random(0).shuffle
         begin = time.perf_counter()

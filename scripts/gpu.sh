@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds, tests, sanitizes, measures and trains on a machine with an NVIDIA GPU, with or without a network.
 #
-#   scripts/gpu.sh [--stage NAME,...] [--out DIR] [--limit SECONDS] [--cpu-rehearsal]
+#   scripts/gpu.sh [--stage NAME,...] [--only NAME] [--out DIR] [--limit SECONDS] [--cpu-rehearsal]
 #
 # Wants Python with PyTorch, h5py, scikit-learn and pytest, nvcc and a C++ compiler; takes what else is missing from .gpu/,
 # which scripts/gpu_pack.sh fills elsewhere, into build/gpu/site: nothing outside this checkout is written but --out.
@@ -14,6 +14,7 @@
 #   train     trains on .gpu/data and probes with a linear SVM -> train.json
 # A failed stage does not stop the next; the exit code says whether one failed. DIR (benchmarks/results/gpu) gets a log a
 # stage, their JSON, and stages.jsonl, as they come, in files of at most 16 MiB.
+# --only takes those files of tests/ and benchmarks/ whose names have NAME in them.
 # --cpu-rehearsal walks through the same stages on a CPU with tiny settings, without the sanitizer.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -26,15 +27,17 @@ stages=$all_stages
 limit=450
 out=benchmarks/results/gpu
 device=${JOINTMAE_GPU_DEVICE:-cuda}
+only=${JOINTMAE_GPU_ONLY:-}
 inside=""
 while [ $# -gt 0 ]; do
   case $1 in
     --stage) stages=$2 && shift 2 ;;
     --out) out=$2 && shift 2 ;;
+    --only) only=$2 && shift 2 ;;
     --limit) limit=$2 && shift 2 ;;
     --cpu-rehearsal) device=cpu && shift ;;
     --inside) inside=$2 && shift 2 ;; # one stage, in this process
-    *) sed -n '2,19s/^# \?//p' "$script" >&2 && exit 2 ;;
+    *) sed -n '2,20s/^# \?//p' "$script" >&2 && exit 2 ;;
   esac
 done
 for name in ${stages//,/ }; do
@@ -43,7 +46,7 @@ done
 mkdir -p "$out" build/gpu || exit
 out=$(cd "$out" && pwd)
 
-export JOINTMAE_GPU_DEVICE=$device PYTHONPATH=$PWD:$site PATH=$site/bin:$PATH PYTHONUNBUFFERED=1
+export JOINTMAE_GPU_DEVICE=$device JOINTMAE_GPU_ONLY=$only PYTHONPATH=$PWD:$site PATH=$site/bin:$PATH PYTHONUNBUFFERED=1
 JOINTMAE_COMMIT=$(git describe --always --dirty 2>/dev/null || cat .gpu/commit 2>/dev/null || echo unknown)
 export JOINTMAE_COMMIT
 
@@ -91,14 +94,14 @@ assert native.kernels is not None and (native.cuda is not None or '$device' == '
 }
 
 tests() {
-  local parallel=() failed=0 pytest=("$python" -m pytest -v --ignore tests/simt) # simt is for machines without a GPU
-  "$python" -c "import xdist" 2>/dev/null && parallel=(-n 8)
+  local pytest=("$python" -m pytest -v) files=(tests/test_*"$only"*.py) failed=0 # tests/simt is for other machines
+  "$python" -c "import xdist" 2>/dev/null && pytest+=(-n 8)
   if [ "$device" = cpu ]; then
-    "${pytest[@]}" "${parallel[@]}" tests/test_group.py -k cpu
+    "${pytest[@]}" tests/test_group.py -k cpu
     return
   fi
-  "${pytest[@]}" "${parallel[@]}" tests -k cuda || failed=1
-  "${pytest[@]}" "${parallel[@]}" tests -k "not cuda" || failed=1
+  "${pytest[@]}" "${files[@]}" -k cuda || failed=1
+  "${pytest[@]}" "${files[@]}" -k "not cuda" || failed=1
   return $failed
 }
 
@@ -153,7 +156,7 @@ peers() {
 bench() { # a process a file: a rival that breaks the GPU's context takes no other op with it
   local file failed=0 options=(-k cuda)
   [ "$device" = cuda ] || options=(--quick -k "cpu and (64 or 32-2048-256-32-96)")
-  for file in benchmarks/bench_*.py; do
+  for file in benchmarks/bench_*"$only"*.py; do
     "$python" -m pytest -q "$file" "${options[@]}" --results "$out/bench.json"
     [[ $? =~ ^[05]$ ]] || failed=1 # 5: no benchmark was chosen
   done

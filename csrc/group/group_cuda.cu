@@ -140,7 +140,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         Pack<typename Type::Bits, kVector> vector[kAhead];
 #pragma unroll
         for (int a = 0; a < kAhead; ++a) {
-          if (source + a < end) vector[a] = column[order[source + a] * tiles.vectors];
+          vector[a] =
+              column[order[min(source + a, end - 1)] * tiles.vectors];  // the last again where there are no more
         }
 #pragma unroll
         for (int a = 0; a < kAhead; ++a) {

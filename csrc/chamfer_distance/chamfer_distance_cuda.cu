@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kBlockWarps* kWarpSize) tiny_kernel(Cloud rows
   for (int r = 0; r < kRows; ++r) {
     const int row = lane + r * kWarpSize;
     if (row >= rows.count) continue;
-    if (index[r] == 0) {  // so that NaN shows, which is less than nothing
+    if (index[r] == 0) {  // NaN is less than nothing: here it shows
       const float4 q = shared.point[0];
       nearest[r] = sq_distance(point[r].x, point[r].y, point[r].z, q.x, q.y, q.z);
     }
@@ -363,8 +363,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Side x, Side y, int6
     float grad[kAhead];
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      if (i + a >= end) continue;
-      const int64_t j = before + order[i + a];
+      const int64_t j = before + order[min(i + a, end - 1)];  // the last again where there are no more
       reader[a] = load_point(other.points, j);
       grad[a] = other.grad_distance[j];
     }

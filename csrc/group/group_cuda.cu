@@ -56,10 +56,11 @@ __device__ __forceinline__ Vector all_ones() {
 
 // Consecutive threads have consecutive vectors of `out`.
 template <typename Vector>
-__global__ void __launch_bounds__(kThreads) group_kernel(const Vector* __restrict__ features,  // [B, N, tiles.vectors]
-                                                         const int64_t* __restrict__ indices,  // [B, R]
-                                                         Vector* __restrict__ out,             // [B, R, tiles.vectors]
-                                                         int64_t N, Tiles tiles) {
+__global__ void __launch_bounds__(kThreads, 2)
+    group_kernel(const Vector* __restrict__ features,  // [B, N, tiles.vectors]
+                 const int64_t* __restrict__ indices,  // [B, R]
+                 Vector* __restrict__ out,             // [B, R, tiles.vectors]
+                 int64_t N, Tiles tiles) {
   for_each_tile(tiles, [&](int64_t b, int64_t first, int64_t count) {
     const Vector* from = features + b * N * tiles.vectors;
     const int64_t* index_of = indices + b * tiles.rows + first;
@@ -120,7 +121,7 @@ struct alignas(count * sizeof(T)) Pack {
 // Consecutive threads have consecutive vectors of `grad_features`, and add up what their target's sources say, in
 // order.
 template <typename Type, int kVector>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     group_backward_kernel(const Pack<typename Type::Bits, kVector>* __restrict__ grad,    // [B, R, tiles.vectors]
                           InverseIndex inverse,                                           // of indices
                           Pack<typename Type::Sum, kVector>* __restrict__ grad_features,  // [B, N, tiles.vectors]
@@ -139,7 +140,8 @@ __global__ void __launch_bounds__(kThreads)
         Pack<typename Type::Bits, kVector> vector[kAhead];
 #pragma unroll
         for (int a = 0; a < kAhead; ++a) {
-          if (source + a < end) vector[a] = column[order[source + a] * tiles.vectors];
+          vector[a] =
+              column[order[min(source + a, end - 1)] * tiles.vectors];  // the last again where there are no more
         }
 #pragma unroll
         for (int a = 0; a < kAhead; ++a) {

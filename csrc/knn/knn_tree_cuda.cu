@@ -17,9 +17,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;  // per block
 constexpr int kFanOut = kWarpSize;            // points of a leaf, children of a node
-constexpr int kMaxLevels = 6;                 // up to 2^31 points, with at most 32 nodes at the top
+constexpr int kMaxLevels = 6;                 // for 2^31 points, with at most 32 nodes at the top
 constexpr int kAxisBits = 10;                 // of a Morton code, for each coordinate
-constexpr int kCellPoints = 16;               // on average; a full cell fills no more than one chunk
+constexpr int kCellPoints = 16;               // on average; on a surface ten times that, still within a chunk
 constexpr int kMaxCellBits = 9;
 constexpr int kChunk = 1024;
 constexpr int kPointsPerThread = 16;  // when the bounds are found
@@ -51,7 +51,7 @@ Tree tree_of(int64_t N) {
 
 struct Workspace {
   float4* points;    // [B, N] sorted; w: the bits of the index
-  float4* queries;   // [B, M] likewise, into cells only
+  float4* queries;   // [B, M] likewise
   Box* boxes;        // [B, num_nodes]
   unsigned* bounds;  // [B, 8]: 6 used, see `ordered`; this and what follows is cleared first
   int* point_cells;  // [B, num_cells]: counts, then where the cell's points begin

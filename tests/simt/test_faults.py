@@ -20,7 +20,7 @@ import pytest
 from tests.simt.conftest import ASAN, ROOT, build_simt
 
 CSRC = ROOT / "csrc"
-FAILED = (1, -signal.SIGSEGV)  # a test did, or all of them by an index that was garbage
+FAILED = (1, -signal.SIGSEGV, -signal.SIGABRT)  # a test did, or all of them by an index that was garbage
 BARRIER = re.compile(r"^ *(__syncthreads|__syncwarp|cluster_sync|grid_sync)\(.*?\);", re.MULTILINE)
 
 FPS = "farthest_point_sample/farthest_point_sample_cuda.cu"

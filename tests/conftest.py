@@ -18,6 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-fault", action="store_true", help="tests/simt: all faults are planted, each barrier removed once"
     )
+    parser.addoption("--every-tile", action="store_true", help="the Triton kernels are compiled for all they are for")
 
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

@@ -1,14 +1,19 @@
-"""knn against kd-trees (pykdtree, scipy), torch-cluster and cdist + topk in PyTorch."""
+"""knn, forward and backward, against kd-trees, torch-cluster, pytorch3d and cdist + topk in PyTorch.
+
+Checked by the distances of the points that are found, as the k-th may tie; rows say how many indices differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.conftest import peer
+from benchmarks.clouds import clouds
+from benchmarks.peers import peers_of
+from benchmarks.timing import rotated, with_backward, within
 from jointmae import ops
 from jointmae.ops import reference
 
@@ -22,42 +27,71 @@ WORKLOADS = [
 SCENES = [(1, 100_000, 100_000, 16), (1, 20_000, 1_000_000, 16)]
 
 
-def _kdtree(make_tree: Callable[..., object], **options: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    def search(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        found = [make_tree(p.numpy()).query(q.numpy(), k=k, **options) for q, p in zip(queries, points, strict=True)]
-        distances = torch.stack([torch.from_numpy(d) for d, _ in found]).float()
-        return distances**2, torch.stack([torch.from_numpy(i.astype("int64")) for _, i in found])
-
-    return search
-
-
 def _cdist_topk(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, indices = torch.cdist(queries, points).topk(k, largest=False)
     return values**2, indices
+
+
+def _reference(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return reference.knn(queries, points, k, None)
+
+
+def _differentiable_reference(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    _, indices = _reference(queries.detach(), points.detach(), k)
+    return (queries[:, :, None] - reference.group(points, indices)).square().sum(-1), indices
+
+
+def _inputs(B: int, M: int, N: int, k: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """The queries are points of the cloud, as the centres of groups are."""
+    points = clouds(B, N, device)
+    return points[:, torch.randperm(N, device=device)[:M]].contiguous(), points, k
 
 
 @pytest.mark.parametrize(("B", "M", "N", "k"), WORKLOADS + SCENES)
 def bench_knn(compare, device, quick, B, M, N, k):
     if quick and B * M * N > 2**27:
         pytest.skip("a large workload: run without --quick")
-    inputs = [(torch.rand(B, M, 3, device=device), torch.rand(B, N, 3, device=device), k) for _ in range(3)]
+    inputs = rotated(lambda: _inputs(B, M, N, k, device), device)
     candidates = {"jointmae": ops.knn}
     if B * M * N <= (2**24 if quick else 2**28):  # they take seconds and gigabytes beyond
-        candidates["reference"] = lambda queries, points, k: reference.knn(queries, points, k, None)
-        candidates["torch cdist+topk"] = _cdist_topk
-    if device.type == "cpu" and peer("pykdtree"):
-        candidates["pykdtree"] = _kdtree(peer("pykdtree.kdtree").KDTree)
-    if device.type == "cpu" and peer("scipy"):
-        candidates["scipy cKDTree"] = _kdtree(peer("scipy.spatial").cKDTree, workers=torch.get_num_threads())
-
-    def check(result: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor]) -> None:
-        torch.testing.assert_close(result[0], ours[0], rtol=1e-3, atol=1e-5)  # cdist works by x^2 + y^2 - 2xy
-
+        candidates |= {"reference": _reference, "torch cdist+topk": _cdist_topk}
     compare(
         f"knn B{B} {M}q/{N} k{k}",
         candidates,
         inputs,
-        check=check,
+        rivals=peers_of("knn", device, B * M * N),
+        check=partial(_agreement, *inputs[0][:2]),
         num_bytes=12.0 * B * (M + N + M * k),
-        flops=8.0 * B * M * N,
+        flops=8.0 * B * M * N if N < 100_000 else None,
+        lane_ops=8.0 * B * M * N if N < 100_000 else None,
     )
+
+
+@pytest.mark.parametrize(("B", "M", "N", "k"), WORKLOADS[:3])
+def bench_knn_backward(compare, device, quick, B, M, N, k):
+    if quick and B * M * N > 2**22:
+        pytest.skip("a large workload: run without --quick")
+    compare(
+        f"knn + backward B{B} {M}q/{N} k{k}",
+        {"jointmae": ops.knn, "reference": _differentiable_reference, "torch cdist+topk": _cdist_topk},
+        rotated(lambda: _inputs(B, M, N, k, device), device),
+        rivals=[rival for rival in peers_of("knn", device, B * M * N) if rival.name == "pytorch3d"],  # it has gradients
+        wrap=with_backward,
+        check=within(1e-2),  # cdist works by x^2 + y^2 - 2xy
+        num_bytes=24.0 * B * (M + N + M * k),
+        flops=8.0 * B * M * N,
+        lane_ops=8.0 * B * M * N,
+    )
+
+
+def _agreement(
+    queries: Tensor, points: Tensor, result: tuple[Tensor | None, Tensor], ours: tuple[Tensor, Tensor]
+) -> str:
+    distances, indices = result
+    found = points.gather(1, indices.flatten(1)[..., None].expand(-1, -1, 3)).unflatten(1, indices.shape[1:])
+    exact = (found - queries[:, :, None]).square().sum(-1)
+    torch.testing.assert_close(exact.sort(-1).values, ours[0], rtol=1e-3, atol=1e-5)  # cdist: x^2 + y^2 - 2xy
+    if distances is not None:
+        torch.testing.assert_close(distances, exact, rtol=1e-3, atol=1e-5)
+    differing = (indices != ours[1]).sum().item()
+    return f"{differing:,} of {indices.numel():,} indices differ" if differing else "="

@@ -41,8 +41,18 @@ def _dot(self: Any, a: Any, b: Any, sums: Any, *_: Any) -> Any:
     )
 
 
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_index(tensor: Any, scope: Any) -> None:
+    """What is in Triton 3.6 needs a NumPy before 2.4."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", _patch_index)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
     monkeypatch.setattr(op, "_has_kernels", lambda tensor: True)
 

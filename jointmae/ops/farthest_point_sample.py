@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jointmae.ops import reference
+from jointmae.ops import native, reference
 from jointmae.ops.checks import (
     as_kernel_input,
     require_count,
@@ -19,6 +19,7 @@ from jointmae.ops.native import address, kernels
 from jointmae.ops.registry import define
 
 _OP = "farthest_point_sample"
+_PATH = 0  # of the CUDA kernels: 0 chooses by size; tests force the others (farthest_point_sample.h)
 
 
 def farthest_point_sample(points: Tensor, num_samples: int, start: int = 0, lengths: Tensor | None = None) -> Tensor:
@@ -73,6 +74,32 @@ def _cpu(points: Tensor, num_samples: int, start: int, lengths: Tensor | None) -
     return indices
 
 
+def _cuda(points: Tensor, num_samples: int, start: int, lengths: Tensor | None) -> Tensor:
+    if points.dtype == torch.float64:
+        return _reference(points, num_samples, start, lengths)
+    _check_values(points, num_samples, start, lengths)
+    points = points.contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
+    B, N, _ = points.shape
+    indices = points.new_empty(B, num_samples, dtype=torch.int64)
+    assert native.cuda is not None
+    workspace_bytes = native.cuda.farthest_point_sample_workspace_cuda(N, _PATH)
+    workspace = points.new_empty(workspace_bytes, dtype=torch.uint8)
+    native.cuda.farthest_point_sample_cuda(
+        address(points),
+        address(lengths),
+        address(indices),
+        address(workspace),
+        B,
+        N,
+        num_samples,
+        start,
+        _PATH,
+        *native.stream_of(points),
+    )
+    return indices
+
+
 def _fake(points: Tensor, num_samples: int, start: int, lengths: Tensor | None) -> Tensor:
     return points.new_empty(points.shape[0], num_samples, dtype=torch.int64)
 
@@ -81,5 +108,6 @@ define(
     "farthest_point_sample(Tensor points, int num_samples, int start, Tensor? lengths) -> Tensor",
     reference=_reference,
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
 )

@@ -76,7 +76,7 @@ struct Launch {
   Shape shape;
   const std::function<void()>* body;
   std::vector<std::unique_ptr<Block>> blocks;  // that live together now
-  std::vector<Thread*> ready;
+  std::deque<Thread*> ready;
   BarrierMeeting cluster_barrier, grid_barrier;
   Thread* current = nullptr;
   std::string error;
@@ -274,17 +274,10 @@ void check_guards(const Block& block) {
 }
 
 Thread* choose() {
-  std::vector<Thread*>& ready = launch->ready;
-  std::size_t at = ready.size() - 1;
-  if (order == 0) at = 0;
-  if (order > 1) at = shuffler() % ready.size();
-  Thread* thread = ready[at];
-  if (order == 0) {
-    ready.erase(ready.begin());
-  } else {
-    ready[at] = ready.back();
-    ready.pop_back();
-  }
+  std::deque<Thread*>& ready = launch->ready;
+  if (order > 1) std::swap(ready.front(), ready[shuffler() % ready.size()]);
+  Thread* thread = order == 1 ? ready.back() : ready.front();
+  order == 1 ? ready.pop_back() : ready.pop_front();
   return thread;
 }
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-order", action="store_true", help="tests/simt: threads ascending, descending, shuffled")
     parser.addoption(
         "--every-fault", action="store_true", help="tests/simt: all faults are planted, each barrier removed once"
     )

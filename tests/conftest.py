@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--every-barrier", action="store_true", help="tests/simt: each barrier of each CUDA kernel is removed once"
+        "--every-fault", action="store_true", help="tests/simt: all faults are planted, each barrier removed once"
     )
+    parser.addoption("--every-tile", action="store_true", help="the Triton kernels are compiled for all they are for")
 
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/isa.h"
+#include "common/stream.h"
 
 namespace jointmae {
 
@@ -29,5 +30,28 @@ void chamfer_distance_backward_cpu(const T* grad_d_xy, const T* grad_d_yx,      
                                    const int64_t* index_xy, const int64_t* index_yx,    // [B, N], [B, M]
                                    T* grad_x, T* grad_y,                                // [B, N, 3], [B, M, 3]
                                    int64_t B, int64_t N, int64_t M, int num_threads);
+
+// Which kernels run: those for tiny sets where they can, or those for large clouds in any case.
+enum class ChamferPath { by_size, large };
+
+// How many 64-bit keys the forward pass needs, with all bits set.
+int64_t chamfer_distance_keys(int64_t B, int64_t N, int64_t M, ChamferPath path);
+
+// As chamfer_distance_cpu, but coordinates may be anything: a point that is not finite may get any index of a point
+// that counts, and is nobody's nearest where another one is at less than infinity. Lengths are cut to 1..N, 1..M.
+void chamfer_distance_cuda(const float* x, const float* y, const int64_t* lengths_x, const int64_t* lengths_y,
+                           float* d_xy, float* d_yx, int64_t* index_xy, int64_t* index_yx,  // as above
+                           unsigned long long* keys, int64_t B, int64_t N, int64_t M, ChamferPath path,
+                           const Stream& stream);
+
+// How many int32 of workspace the backward pass needs.
+int64_t chamfer_distance_backward_workspace(int64_t B, int64_t N, int64_t M, ChamferPath path);
+
+// As chamfer_distance_backward_cpu, with the same bits. An index out of range counts nowhere.
+void chamfer_distance_backward_cuda(const float* grad_d_xy, const float* grad_d_yx, const float* x, const float* y,
+                                    const int64_t* lengths_x, const int64_t* lengths_y, const int64_t* index_xy,
+                                    const int64_t* index_yx, float* grad_x, float* grad_y,  // as above
+                                    int32_t* workspace, int64_t B, int64_t N, int64_t M, ChamferPath path,
+                                    const Stream& stream);
 
 }  // namespace jointmae

@@ -169,6 +169,14 @@ __host__ __device__ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+// Whether it is so for any lane of the warp. Also orders memory, which a vote alone does not: what lanes have read or
+// written before, others may write or read after.
+__device__ __forceinline__ bool any_in_warp(bool predicate) {
+  const bool any = __any_sync(kAllLanes, predicate) != 0;
+  __syncwarp();
+  return any;
+}
+
 // The number of points of cloud b that count; a length that nobody checked (the check would wait) is cut to 1..N.
 __device__ __forceinline__ int64_t length_of(const int64_t* lengths, int64_t b, int64_t N) {
   if (lengths == nullptr) return N;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/isa.h"
+#include "common/stream.h"
 
 namespace jointmae {
 
@@ -23,5 +24,20 @@ void group_backward_cpu(const T* grad,           // [B, R, C]
                         const int64_t* indices,  // [B, R]
                         T* grad_features,        // [B, N, C]
                         int64_t B, int64_t N, int64_t R, int64_t C, int num_threads);
+
+// As group_cpu, but nothing looks at the indices first: a row whose index is outside of 0..N-1 is filled with bytes
+// 0xFF, which are NaN in every floating-point type.
+void group_cuda(const void* features, const int64_t* indices, void* out,  // as above
+                int64_t B, int64_t N, int64_t R, int64_t row_bytes, const Stream& stream);
+
+// What the numbers of a gradient are; sums are float64 for float64, else float32.
+enum class GradType { float16, bfloat16, float32, float64 };
+
+// As group_backward_cpu, with the same bits. A row whose index is outside of 0..N-1 counts nowhere.
+void group_backward_cuda(const void* grad,        // [B, R, C] of `type`
+                         const int64_t* indices,  // [B, R], R < 2^31, N < 2^31
+                         int32_t* workspace,      // inverse_index_size(B, R, N)
+                         void* grad_features,     // [B, N, C], of the sums' type
+                         int64_t B, int64_t N, int64_t R, int64_t C, GradType type, const Stream& stream);
 
 }  // namespace jointmae

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/isa.h"
+#include "common/stream.h"
 
 namespace jointmae {
 
@@ -52,5 +53,22 @@ void project_points_backward_cpu(const T* grad_depth,     // [B, V, H, W] or nul
                                  T* grad_views,   // [B, V, N, 3], scratch: each view's share
                                  T* grad_points,  // [B, N, 3]
                                  const ProjectSpec& spec, int num_threads);
+
+// As above, in float32. Finite input gives the bits of the CPU; a point that is not finite, or seen by a camera that is
+// not, is dropped. H and W are below 2^30. `path` chooses the tiles that the image is drawn in: 0 by the size of the
+// work, 1 large ones, 2 small ones; the results are the same.
+void project_points_cuda(const float* points, const float* world_to_cam, const float* intrinsics, float* depth,
+                         int32_t* index, float* coverage, int32_t* pixels, int64_t* dropped, float* weight_sum,
+                         void* workspace,  // of project_points_workspace_cuda bytes, aligned to 16
+                         const ProjectSpec& spec, int path, const Stream& stream);
+
+int64_t project_points_workspace_cuda(const ProjectSpec& spec, int path, const Stream& stream);
+
+// As above, in float32, without scratch memory. The sums of a point run down the columns of its footprint, then across
+// them, then over the views.
+void project_points_backward_cuda(const float* grad_depth, const float* grad_coverage, const float* points,
+                                  const float* world_to_cam, const float* intrinsics, const float* depth,
+                                  const int32_t* index, const float* weight_sum, float* grad_points,
+                                  const ProjectSpec& spec, const Stream& stream);
 
 }  // namespace jointmae

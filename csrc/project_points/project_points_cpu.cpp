@@ -4,9 +4,9 @@
 // Isa.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
+#include "common/exp_negative.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "project_points/project_points.h"
@@ -15,35 +15,6 @@ namespace jointmae {
 namespace {
 
 constexpr int64_t kLanes = 8;
-
-// exp(x) for x <= 0 (more counts as 0) to 2 units in the last place, 0 below e^-87; Cephes' polynomial.
-template <Isa isa>
-inline float exp_negative(float x) {
-  float clamped = x < 0.0f ? x : 0.0f;
-  clamped = clamped > -87.0f ? clamped : -87.0f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer n, and leaves n in the low bits
-  const float shifted = clamped * 1.44269504f + kRound;
-  const float n = shifted - kRound;
-  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = (p * (r * r) + r) + 1.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return x < -87.0f ? 0.0f : p * power;
-}
-
-template <Isa isa>
-inline double exp_negative(double x) {
-  return std::exp(x > 0.0 ? 0.0 : x);
-}
 
 // Where the points of a view are.
 template <Isa isa, typename T>
@@ -400,8 +371,10 @@ void gather_view(const Projected<isa, T>& view, const CanvasShape& canvas, Footp
       for (int64_t a = 0; a < 3; ++a) grad[a] = (m[a] * gx + m[4 + a] * gy) + m[8 + a] * gz;
     } else {
       T total = 0;
-      for (int64_t i = 0; i < canvas.width; ++i) {
-        for (int64_t j = 0; j < canvas.width; ++j) total += pixel.P[corner + i * canvas.stride + j];
+      for (int64_t j = 0; j < canvas.width; ++j) {  // as the soft mode's sums run: down the columns, then across
+        T column = 0;
+        for (int64_t i = 0; i < canvas.width; ++i) column += pixel.P[corner + i * canvas.stride + j];
+        total += column;
       }
       for (int64_t a = 0; a < 3; ++a) grad[a] = m[8 + a] * (total / (z * z));
     }

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from jointmae.ops import reference
+from jointmae.ops import native, reference
 from jointmae.ops.checks import (
     as_kernel_input,
     require_finite,
@@ -22,6 +22,7 @@ from jointmae.ops.registry import define
 _OP = "chamfer_distance"
 _NORMS = ("l2", "l1")
 _REDUCTIONS = ("mean", "sum", "none")
+_PATH = 0  # which CUDA kernels: 0 by size, 1 those for large clouds
 
 
 @overload
@@ -139,6 +140,38 @@ def _cpu(
     return d_xy, d_yx, index_xy, index_yx
 
 
+def _cuda(
+    x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if x.dtype == torch.float64:
+        return _reference(x, y, lengths_x, lengths_y)
+    _check_values(x, y, lengths_x, lengths_y)
+    x, y = x.contiguous(), y.contiguous()
+    lengths_x = None if lengths_x is None else lengths_x.contiguous()
+    lengths_y = None if lengths_y is None else lengths_y.contiguous()
+    d_xy, d_yx, index_xy, index_yx = _fake(x, y, lengths_x, lengths_y)
+    B, N, M = x.shape[0], x.shape[1], y.shape[1]
+    assert native.cuda is not None
+    keys = x.new_full((native.cuda.chamfer_distance_keys(B, N, M, _PATH),), -1, dtype=torch.int64)
+    native.cuda.chamfer_distance_cuda(
+        address(x),
+        address(y),
+        address(lengths_x),
+        address(lengths_y),
+        address(d_xy),
+        address(d_yx),
+        address(index_xy),
+        address(index_yx),
+        address(keys),
+        B,
+        N,
+        M,
+        _PATH,
+        *native.stream_of(x),
+    )
+    return d_xy, d_yx, index_xy, index_yx
+
+
 def _fake(
     x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -182,6 +215,48 @@ def _backward_cpu(
     return grad_x, grad_y
 
 
+def _backward_cuda(
+    grad_d_xy: Tensor,
+    grad_d_yx: Tensor,
+    x: Tensor,
+    y: Tensor,
+    lengths_x: Tensor | None,
+    lengths_y: Tensor | None,
+    index_xy: Tensor,
+    index_yx: Tensor,
+) -> tuple[Tensor, Tensor]:
+    if x.dtype == torch.float64:
+        return reference.chamfer_distance_backward(grad_d_xy, grad_d_yx, x, y, lengths_x, lengths_y, index_xy, index_yx)
+    grad_d_xy, grad_d_yx = grad_d_xy.contiguous(), grad_d_yx.contiguous()
+    x, y, index_xy, index_yx = x.contiguous(), y.contiguous(), index_xy.contiguous(), index_yx.contiguous()
+    lengths_x = None if lengths_x is None else lengths_x.contiguous()
+    lengths_y = None if lengths_y is None else lengths_y.contiguous()
+    grad_x, grad_y = torch.empty_like(x), torch.empty_like(y)
+    B, N, M = x.shape[0], x.shape[1], y.shape[1]
+    assert native.cuda is not None
+    size = native.cuda.chamfer_distance_backward_workspace(B, N, M, _PATH)
+    workspace = x.new_empty(size, dtype=torch.int32)
+    native.cuda.chamfer_distance_backward_cuda(
+        address(grad_d_xy),
+        address(grad_d_yx),
+        address(x),
+        address(y),
+        address(lengths_x),
+        address(lengths_y),
+        address(index_xy),
+        address(index_yx),
+        address(grad_x),
+        address(grad_y),
+        address(workspace),
+        B,
+        N,
+        M,
+        _PATH,
+        *native.stream_of(x),
+    )
+    return grad_x, grad_y
+
+
 def _backward_fake(
     grad_d_xy: Tensor,
     grad_d_yx: Tensor,
@@ -209,6 +284,7 @@ define(
     "chamfer_distance(Tensor x, Tensor y, Tensor? lengths_x, Tensor? lengths_y) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_reference,
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -218,5 +294,6 @@ define(
     "Tensor? lengths_y, Tensor index_xy, Tensor index_yx) -> (Tensor, Tensor)",
     reference=reference.chamfer_distance_backward,
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
 )

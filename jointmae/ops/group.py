@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointmae.ops import reference
+from jointmae.ops import native, reference
 from jointmae.ops.checks import require_floating, require_same, require_tensor, shape_of, values_are_checked
 from jointmae.ops.native import address, kernels
 from jointmae.ops.registry import define
 
 _OP = "group"
+_GRAD_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in the order of group.h
+_INT32_COUNTS = 2**31  # the kernels of the backward count in int32
 
 
 def group(features: Tensor, indices: Tensor) -> Tensor:
@@ -20,7 +22,8 @@ def group(features: Tensor, indices: Tensor) -> Tensor:
 
     float16, bfloat16, float32 and float64 keep their dtype. The backward pass adds up in the order of `indices`, in
     float32 for the half types, so it is deterministic. Raises ValueError for wrong shapes and, on the CPU, for an index
-    outside of 0..N-1; TypeError for other dtypes.
+    outside of 0..N-1; on a GPU, where that look would wait, such a row is NaN and its gradient counts nowhere. Raises
+    TypeError for other dtypes.
     """
     require_floating(_OP, "features", features)
     require_tensor(_OP, "indices", indices)
@@ -66,6 +69,25 @@ def _cpu(features: Tensor, indices: Tensor) -> Tensor:
     return out
 
 
+def _cuda(features: Tensor, indices: Tensor) -> Tensor:
+    _check_values(indices, features.shape[1])
+    features, indices = features.contiguous(), indices.contiguous()
+    B, N, C = features.shape
+    out = _fake(features, indices)
+    assert native.cuda is not None
+    native.cuda.group_cuda(
+        address(features),
+        address(indices),
+        address(out),
+        B,
+        N,
+        indices.shape[1] * indices.shape[2],
+        C * features.element_size(),
+        *native.stream_of(features),
+    )
+    return out
+
+
 def _fake(features: Tensor, indices: Tensor) -> Tensor:
     return features.new_empty(*indices.shape, features.shape[2])
 
@@ -95,6 +117,31 @@ def _backward_cpu(grad: Tensor, indices: Tensor, N: int) -> Tensor:
     return grad_features.to(grad.dtype)
 
 
+def _backward_cuda(grad: Tensor, indices: Tensor, N: int) -> Tensor:
+    B, G, k, C = grad.shape
+    if max(G * k, N) >= _INT32_COUNTS:
+        return _backward_reference(grad, indices, N)
+    _check_values(indices, N)
+    grad, indices = grad.contiguous(), indices.contiguous()
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    assert native.cuda is not None
+    workspace = grad.new_empty(native.cuda.inverse_index_size(B, G * k, N), dtype=torch.int32)
+    grad_features = grad.new_empty(B, N, C, dtype=dtype)
+    native.cuda.group_backward_cuda(
+        address(grad),
+        address(indices),
+        address(workspace),
+        address(grad_features),
+        B,
+        N,
+        G * k,
+        C,
+        _GRAD_TYPES.index(grad.dtype),
+        *native.stream_of(grad),
+    )
+    return grad_features.to(grad.dtype)
+
+
 def _backward_fake(grad: Tensor, indices: Tensor, N: int) -> Tensor:
     return grad.new_empty(grad.shape[0], N, grad.shape[3])
 
@@ -114,6 +161,7 @@ define(
     "group(Tensor features, Tensor indices) -> Tensor",
     reference=_reference,
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -122,5 +170,6 @@ define(
     "group_backward(Tensor grad, Tensor indices, SymInt N) -> Tensor",
     reference=_backward_reference,
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
 )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointmae.ops import reference
+from jointmae.ops import native, reference
 from jointmae.ops.checks import (
     as_kernel_input,
     require_count,
@@ -21,6 +21,7 @@ from jointmae.ops.native import address, kernels
 from jointmae.ops.registry import define
 
 _OP = "knn"
+_PATH = 0  # of the CUDA kernels: chosen by size; tests force one
 
 
 def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -77,6 +78,34 @@ def _cpu(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tup
     return sq_dists, indices
 
 
+def _cuda(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    if points.dtype == torch.float64:
+        return _reference(queries, points, k, lengths)
+    _check_values(queries, points, k, lengths)
+    queries, points = queries.contiguous(), points.contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
+    B, M, _ = queries.shape
+    N = points.shape[1]
+    sq_dists, indices = _fake(queries, points, k, lengths)
+    assert native.cuda is not None
+    workspace = points.new_empty(native.cuda.knn_workspace_cuda(B, M, N, k, _PATH), dtype=torch.uint8)
+    native.cuda.knn_cuda(
+        address(queries),
+        address(points),
+        address(lengths),
+        address(workspace),
+        address(sq_dists),
+        address(indices),
+        B,
+        M,
+        N,
+        k,
+        _PATH,
+        *native.stream_of(points),
+    )
+    return sq_dists, indices
+
+
 def _fake(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     shape = (*queries.shape[:2], k)
     return queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
@@ -105,6 +134,33 @@ def _backward_cpu(grad_sq_dists: Tensor, queries: Tensor, points: Tensor, indice
     return grad_queries, grad_points
 
 
+def _backward_cuda(grad_sq_dists: Tensor, queries: Tensor, points: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    B, M, k = indices.shape
+    N = points.shape[1]
+    if points.dtype == torch.float64 or M * k >= 2**31:
+        return reference.knn_backward(grad_sq_dists, queries, points, indices)
+    grad_sq_dists, indices = grad_sq_dists.contiguous(), indices.contiguous()
+    queries, points = queries.contiguous(), points.contiguous()
+    grad_queries, grad_points = _backward_fake(grad_sq_dists, queries, points, indices)
+    assert native.cuda is not None
+    workspace = indices.new_empty(native.cuda.inverse_index_size(B, M * k, N), dtype=torch.int32)
+    native.cuda.knn_backward_cuda(
+        address(grad_sq_dists),
+        address(queries),
+        address(points),
+        address(indices),
+        address(workspace),
+        address(grad_queries),
+        address(grad_points),
+        B,
+        M,
+        N,
+        k,
+        *native.stream_of(points),
+    )
+    return grad_queries, grad_points
+
+
 def _backward_fake(grad_sq_dists: Tensor, queries: Tensor, points: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     return queries.new_empty(queries.shape), points.new_empty(points.shape)
 
@@ -124,6 +180,7 @@ define(
     "knn(Tensor queries, Tensor points, int k, Tensor? lengths) -> (Tensor, Tensor)",
     reference=_reference,
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -132,5 +189,6 @@ define(
     "knn_backward(Tensor grad_sq_dists, Tensor queries, Tensor points, Tensor indices) -> (Tensor, Tensor)",
     reference=reference.knn_backward,
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
 )

@@ -1,38 +1,53 @@
 """Attention among 3D and 2D tokens that lets a token read the other modality only in its own image cell (Joint-MAE,
 section 3.3). B samples, h heads, L tokens of which the first num_3d are 3D, d channels a head.
 
-The op has one implementation made of PyTorch's own, `_attend`; a kernel for a device is registered beside it, under the
-device's key and its autograd key, from local_aligned_attention_triton.py.
+On a GPU the Triton kernels of local_aligned_attention_triton.py do the work. Everywhere else, and for what they are not
+made for, PyTorch's own attention does, `_attend`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import warnings
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from jointmae.ops import reference
 from jointmae.ops.checks import shape_of
+from jointmae.ops.native import NativeKernelsWarning
 from jointmae.ops.registry import library
 
 _OP = "local_aligned_attention"
 _SCOPES = ("local", "global")
+_HAS_TRITON = find_spec("triton") is not None  # not imported before it is needed
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_KERNEL_DIMS = (16, 32, 48, 64, 96, 128)
+# Up to so many tokens the kernels compare cells pair by pair. Sorting is a launch more, once in an encoder pass, and
+# saves too little: of 65 or 81 tokens there are only 2 or 3 tiles of the other modality that could be left out.
+FEW_TOKENS = 128
 
 
 class Alignment(NamedTuple):
     """Which tokens may read which, made once by `align` and shared by all blocks of an encoder pass."""
 
     cell: Tensor  # [B, L] int32
-    bias: Tensor | None  # [B, 1, L, L] added to the scores: 0 or -inf; None where all may read all
+    bias: (
+        Tensor | None
+    )  # [B, 1, L, L] added to the scores: 0 or -inf; None where all may read all, or kernels need none
     num_3d: int
     scheme: tuple[str, str]
+    order: Tensor | None = None  # [B, 3, L] int32 for the kernels: the tokens by cell, and where equal cells begin, end
 
 
 def align(cell: Tensor, num_3d: int, scheme: tuple[str, str] = ("local", "local")) -> Alignment:
     """What `local_aligned_attention` needs of the tokens' cells [B, L] int32, computed once for many calls.
 
-    Under autocast the bias has autocast's dtype, else float32. Raises as `local_aligned_attention` does.
+    On a GPU that is the order of many tokens by cell, elsewhere a bias for PyTorch's attention; under autocast the bias
+    has autocast's dtype, else float32. Raises as `local_aligned_attention` does.
     """
     if cell.dtype != torch.int32:
         raise TypeError(f"{_OP}: cell must be int32, got {cell.dtype}")
@@ -44,12 +59,36 @@ def align(cell: Tensor, num_3d: int, scheme: tuple[str, str] = ("local", "local"
         raise ValueError(f"{_OP}: scheme must be two of 'local' and 'global', got {scheme!r}")
     if scheme == ("global", "global"):
         return Alignment(cell, None, num_3d, scheme)
+    if _has_kernels(cell):
+        return Alignment(cell, None, num_3d, scheme, _order(cell, num_3d))
+    return Alignment(cell, _bias(cell, num_3d, scheme), num_3d, scheme)
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    return _HAS_TRITON and tensor.is_cuda
+
+
+def _serve(q: Tensor) -> bool:
+    """Whether the kernels do: `q` is of a shape they are made for, and offsets inside a sample fit into 31 bits."""
+    _, h, L, d = q.shape
+    return _has_kernels(q) and q.dtype in _KERNEL_DTYPES and d in _KERNEL_DIMS and L * h * d < 2**31
+
+
+def _order(cell: Tensor, num_3d: int) -> Tensor | None:
+    """None where the kernels do without: for few tokens, or for one modality."""
+    L = cell.shape[1]
+    if L <= FEW_TOKENS or num_3d in (0, L):
+        return None
+    order: Tensor = torch.ops.jointmae.local_aligned_attention_order(cell, num_3d)
+    return order
+
+
+def _bias(cell: Tensor, num_3d: int, scheme: tuple[str, str]) -> Tensor:
     device_type = cell.device.type
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else torch.float32
     valid = reference.alignment_mask(cell, num_3d, scheme)[:, None]  # [B, 1, L, L]
-    bias = torch.zeros(valid.shape, dtype=dtype, device=cell.device).masked_fill(~valid, -torch.inf)
-    return Alignment(cell, bias, num_3d, scheme)
+    return torch.zeros(valid.shape, dtype=dtype, device=cell.device).masked_fill(~valid, -torch.inf)
 
 
 def local_aligned_attention(
@@ -67,6 +106,10 @@ def local_aligned_attention(
     keys, b for 3D queries on 2D keys, each "local" (the default) or "global" (all may be read). `cell` is the ids
     [B, L] int32, or, to prepare many calls once, what `align` made of ids, num_3d and scheme; both give the same bits.
     Differentiable in q, k and v. B = 0 gives an empty result. NaN spreads as in any attention.
+
+    On an NVIDIA GPU with Triton this is one kernel, and one or two for the gradients, that never hold a mask, add up in
+    float32, and give the same bits each time; they are for float32, bfloat16 and float16 with d of 16, 32, 48, 64, 96
+    or 128, and have no second derivative. Anything else is computed by PyTorch's attention with a bias.
 
     Raises ValueError for shapes that do not fit, num_3d outside 0..L and other schemes, TypeError for cells that are
     not int32 and for q, k, v that are not of one floating-point dtype.
@@ -93,9 +136,17 @@ def local_aligned_attention(
         raise ValueError(f"{_OP}: cell must have shape [B={q.shape[0]}, L={q.shape[2]}], got {shape_of(ids)}")
     if ids.device != q.device:
         raise ValueError(f"{_OP}: q and cell must be on one device, got {q.device} and {ids.device}")
-    out: Tensor = torch.ops.jointmae.local_aligned_attention(
-        q, k, v, ids, alignment.bias, alignment.num_3d, *(scope == "global" for scope in alignment.scheme)
-    )
+    scopes = [scope == "global" for scope in alignment.scheme]
+    out: Tensor
+    if not _serve(q):
+        out = torch.ops.jointmae.local_aligned_attention(q, k, v, ids, alignment.bias, alignment.num_3d, *scopes)
+        return out
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (tensor.to(torch.get_autocast_dtype(q.device.type)) for tensor in (q, k, v))
+    order = alignment.order
+    if order is None and not all(scopes):
+        order = _order(ids, alignment.num_3d)
+    out, _ = torch.ops.jointmae.local_aligned_attention_forward(q, k, v, ids, order, alignment.num_3d, *scopes)
     return out
 
 
@@ -103,13 +154,94 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, cell: Tensor, bias: Tensor | None, num_3d: int, global_2d: bool, global_3d: bool
 ) -> Tensor:
     """PyTorch's attention with the bias: on the CPU it is faster with a float bias than with a bool mask."""
+    if q.is_cuda and not _HAS_TRITON:
+        _warn_no_triton()
+    if bias is None and not (global_2d and global_3d):
+        bias = _bias(cell, num_3d, (_SCOPES[global_2d], _SCOPES[global_3d]))
     if bias is not None:
         bias = bias.to(q.dtype)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
+@functools.cache
+def _warn_no_triton() -> None:
+    warnings.warn(
+        "jointmae: Triton is not installed, so local_aligned_attention is PyTorch's attention with a mask on 'cuda' "
+        "(slower): run `pip install triton`",
+        NativeKernelsWarning,
+        stacklevel=3,
+    )
+
+
+def _kernels() -> ModuleType:
+    from jointmae.ops import local_aligned_attention_triton
+
+    return local_aligned_attention_triton
+
+
+def _order_cuda(cell: Tensor, num_3d: int) -> Tensor:
+    order: Tensor = _kernels().order(cell, num_3d)
+    return order
+
+
+def _order_fake(cell: Tensor, num_3d: int) -> Tensor:
+    B, L = cell.shape
+    return cell.new_empty(B, 3, L)
+
+
+def _forward_cuda(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _kernels().forward(q, *args)
+    return result
+
+
+def _forward_fake(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    B, h, L, d = q.shape
+    return q.new_empty(B, L, h, d).transpose(1, 2), q.new_empty(B, h, L, dtype=torch.float32)
+
+
+def _backward_cuda(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = _kernels().backward(grad, *args)
+    return result
+
+
+def _backward_fake(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    B, h, L, d = grad.shape
+    dq, dk, dv = (grad.new_empty(B, L, h, d).transpose(1, 2) for _ in range(3))
+    return dq, dk, dv
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, cell, order, *ctx.rest = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, cell, order)
+
+
+def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.jointmae.local_aligned_attention_backward(grad, *ctx.saved_tensors, *ctx.rest)
+    return *grads, None, None, None, None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(f"{_OP}: the kernels have no second derivative; float64 tensors have, without kernels")
+
+
+_ROWS = "Tensor q, Tensor k, Tensor v"
+_PAIRS = "Tensor cell, Tensor? order, int num_3d, bool global_2d, bool global_3d"
+
 library.define(
-    "local_aligned_attention(Tensor q, Tensor k, Tensor v, Tensor cell, Tensor? bias, int num_3d, bool global_2d, "
-    "bool global_3d) -> Tensor"
+    f"local_aligned_attention({_ROWS}, Tensor cell, Tensor? bias, int num_3d, bool global_2d, bool global_3d) -> Tensor"
 )
 library.impl(_OP, _attend, "CompositeImplicitAutograd")
+library.define(f"{_OP}_order(Tensor cell, int num_3d) -> Tensor")
+library.define(f"{_OP}_forward({_ROWS}, {_PAIRS}) -> (Tensor, Tensor)")
+library.define(f"{_OP}_backward(Tensor grad, {_ROWS}, Tensor out, Tensor lse, {_PAIRS}) -> (Tensor, Tensor, Tensor)")
+for _name, _cuda, _fake in (
+    (f"{_OP}_order", _order_cuda, _order_fake),
+    (f"{_OP}_forward", _forward_cuda, _forward_fake),
+    (f"{_OP}_backward", _backward_cuda, _backward_fake),
+):
+    library.impl(_name, _cuda, "CUDA")
+    torch.library.register_fake(f"jointmae::{_name}", _fake, lib=library)
+torch.library.register_autograd(f"jointmae::{_OP}_forward", _backward, setup_context=_setup_context, lib=library)
+torch.library.register_autograd(f"jointmae::{_OP}_backward", _no_second_derivative, lib=library)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jointmae.ops import reference
+from jointmae.ops import native, reference
 from jointmae.ops.checks import (
     require_finite,
     require_points,
@@ -26,6 +26,7 @@ from jointmae.ops.registry import define
 
 _OP = "project_points"
 _MODES = ("zbuffer", "soft", "harmonic")
+_PATH = 0  # the tiles that the CUDA kernels draw in: 0 by the size of the work, 1 large, 2 small; tests force them
 
 
 class Projection(NamedTuple):
@@ -67,8 +68,9 @@ def project_points(
 
     In the modes zbuffer and harmonic `coverage` is 0 or 1. Ties in z go to the lowest index. The cameras get no
     gradient. float16 and bfloat16 are computed and returned in float32, float64 in float64. B = 0 gives an empty
-    result. The modes' bits do not depend on threads or instruction set, and pixels, index and the z-buffer are those of
-    the reference. One view is drawn by one thread.
+    result. The bits of the results do not depend on threads, instruction set or device (but for the gradient of
+    "zbuffer", which a GPU sums in another order), and pixels, index and the z-buffer are those of the reference. On the
+    CPU one view is drawn by one thread.
 
     Raises ValueError for shapes that do not fit, a radius outside 0..max(H, W), a sigma, temperature or background
     that is not positive, and, on the CPU, for NaN or infinity and for a skewed camera. Raises TypeError for integer
@@ -186,6 +188,42 @@ def _cpu(
     return outputs
 
 
+def _cuda(
+    points: Tensor,
+    world_to_cam: Tensor,
+    intrinsics: Tensor,
+    height: int,
+    width: int,
+    radius: int,
+    mode: str,
+    sigma: float,
+    temperature: float,
+    background: float,
+) -> tuple[Tensor, ...]:
+    if points.dtype == torch.float64:
+        settings = (height, width, radius, mode, sigma, temperature, background)
+        return _reference(points, world_to_cam, intrinsics, *settings)
+    points, world_to_cam, intrinsics = points.contiguous(), world_to_cam.contiguous(), intrinsics.contiguous()
+    _check_values(points, world_to_cam, intrinsics)
+    outputs = _allocate(points, world_to_cam, height, width, mode)
+    spec = _spec(points, world_to_cam, height, width, radius, mode, sigma, temperature, background)
+    assert native.cuda is not None
+    where = native.stream_of(points)
+    num_bytes = native.cuda.project_points_workspace_cuda(spec, _PATH, *where)
+    workspace = points.new_empty(num_bytes, dtype=torch.uint8)
+    native.cuda.project_points_cuda(
+        address(points),
+        address(world_to_cam),
+        address(intrinsics),
+        *map(address, outputs),
+        address(workspace),
+        spec,
+        _PATH,
+        *where,
+    )
+    return outputs
+
+
 def _fake(
     points: Tensor,
     world_to_cam: Tensor,
@@ -245,6 +283,47 @@ def _backward_cpu(
     return grad_points
 
 
+def _backward_cuda(
+    grad_depth: Tensor | None,
+    grad_coverage: Tensor | None,
+    points: Tensor,
+    world_to_cam: Tensor,
+    intrinsics: Tensor,
+    depth: Tensor,
+    index: Tensor,
+    weight_sum: Tensor,
+    radius: int,
+    mode: str,
+    sigma: float,
+    temperature: float,
+    background: float,
+) -> Tensor:
+    if points.dtype == torch.float64:
+        saved = (points, world_to_cam, intrinsics, depth, index, weight_sum)
+        settings = (radius, mode, sigma, temperature, background)
+        return _backward_reference(grad_depth, grad_coverage, *saved, *settings)
+    grad_depth, grad_coverage = _contiguous(grad_depth), _contiguous(grad_coverage)
+    points, world_to_cam, intrinsics = points.contiguous(), world_to_cam.contiguous(), intrinsics.contiguous()
+    depth, index, weight_sum = depth.contiguous(), index.contiguous(), weight_sum.contiguous()
+    height, width = depth.shape[2:]
+    grad_points = torch.empty_like(points)
+    assert native.cuda is not None
+    native.cuda.project_points_backward_cuda(
+        address(grad_depth),
+        address(grad_coverage),
+        address(points),
+        address(world_to_cam),
+        address(intrinsics),
+        address(depth),
+        address(index),
+        address(weight_sum),
+        address(grad_points),
+        _spec(points, world_to_cam, height, width, radius, mode, sigma, temperature, background),
+        *native.stream_of(points),
+    )
+    return grad_points
+
+
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
@@ -276,6 +355,7 @@ define(
     "str mode, float sigma, float temperature, float background) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=_reference,
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -286,5 +366,6 @@ define(
     "float temperature, float background) -> Tensor",
     reference=_backward_reference,
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
 )

@@ -120,12 +120,19 @@ def every_op(device: torch.device) -> dict[str, tuple[Callable[..., tuple[Tensor
     def gather(points: Tensor, features: Tensor) -> tuple[Tensor, ...]:
         return ops.knn_interpolate(points[:, :50] + 0.1, points, features), ops.group(features, _neighbors(points))
 
+    def attend(num_3d: int) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda q, k, v: (ops.local_aligned_attention(q, k, v, cell[:, : q.shape[2]], num_3d),)
+
+    cell = torch.randint(-1, 40, (2, 200), generator=torch.Generator().manual_seed(3), dtype=torch.int32).to(device)
+    qkv = torch.randn(3, 2, 2, 200, 64, generator=torch.Generator().manual_seed(4)).to(device)
     return {
         "farthest_point_sample": (lambda points: (ops.farthest_point_sample(points, 70),), (x,)),
         "knn": (with_gradients(lambda queries, points: ops.knn(queries, points, 9)), (y, x)),
         "group and knn_interpolate": (with_gradients(gather), (x, features)),
         "chamfer_distance": (with_gradients(lambda x, y: ops.chamfer_distance(x, y, reduction="none")), (x, y)),
         **{f"project_points {mode}": (with_gradients(project(mode)), (x,)) for mode in ("zbuffer", "soft", "harmonic")},
+        "local_aligned_attention of few": (with_gradients(attend(16)), tuple(qkv[:, :, :, :65])),
+        "local_aligned_attention of many": (with_gradients(attend(64)), tuple(qkv)),
     }
 
 

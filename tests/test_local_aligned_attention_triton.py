@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jointmae.ops import align, local_aligned_attention
 from jointmae.ops.native import NativeKernelsWarning
+from tests.conftest import ROOT
 
 op: Any = import_module("jointmae.ops.local_aligned_attention")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
@@ -25,16 +28,19 @@ STRIDES = ("stride_b", "stride_h", "stride_l")  # multiples of 16, as Triton fin
 
 
 @needs_triton
-def test_interpreted(run_python):
+def test_interpreted():
     """The numbers: tests/interpreted_local_aligned_attention.py, in a process that interprets kernels."""
-    code = "import pytest; raise SystemExit(pytest.main(['-q', 'tests/interpreted_local_aligned_attention.py']))"
-    done = run_python(code, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    command = [sys.executable, "-m", "pytest", "-q", "tests/interpreted_local_aligned_attention.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=290, check=False)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
 
 
 def compile_for(folder: Path, kernel: Any, capability: int, dtype: torch.dtype, cut: Any, **constants: Any) -> str:
-    """Compiles a kernel; what it uses. Fails if registers go to memory, but for four: ptxas may give so many to fit one
-    program more on a multiprocessor.
+    """Compiles a kernel; what it uses. Fails if its registers are not enough.
+
+    A few of them may go to memory although there are more: so ptxas fits one program more on a multiprocessor. And a
+    few of float32 with d 96 and 128, which is for exactness, not for speed.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -58,7 +64,9 @@ def compile_for(folder: Path, kernel: Any, capability: int, dtype: torch.dtype, 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
-    assert found is not None and int(found[2]) <= 16 and int(found[3]) == 0, f"{cut} {constants}: {usage}"
+    assert found is not None, usage
+    stack_allowed = 64 if int(found[1]) < 255 or dtype == torch.float32 and constants.get("D", 0) > 64 else 0
+    assert int(found[2]) <= stack_allowed and int(found[3]) == 0, f"{cut} {constants}: {usage}"
     return f"{found[1]} registers, {found[2]} bytes of stack, {compiled.metadata.shared} of shared memory"
 
 
@@ -99,7 +107,7 @@ def test_float32_compiles_without_spilling(tmp_path):
     for name, constants in launches(65, 64, torch.float32):
         cut = kernels.tiles(65, 64, torch.float32)
         compile_for(tmp_path, getattr(kernels, name), 90, torch.float32, cut, **constants)
-    compile_for(tmp_path, kernels._order_kernel, 90, torch.float32, None, ROWS=32, COLUMNS=256)
+    compile_for(tmp_path, kernels._order_kernel, 90, torch.float32, None, ROWS=16, COLUMNS=128)
 
 
 def test_triton_is_not_needed(run_python):

@@ -70,8 +70,9 @@ def _has_kernels(tensor: Tensor) -> bool:
 
 def _serve(q: Tensor) -> bool:
     """Whether the kernels do: `q` is of a shape they are made for, and offsets inside a sample fit into 31 bits."""
-    _, h, L, d = q.shape
-    return _has_kernels(q) and q.dtype in _KERNEL_DTYPES and d in _KERNEL_DIMS and L * h * d < 2**31
+    if not _has_kernels(q) or q.dtype not in _KERNEL_DTYPES or q.shape[3] not in _KERNEL_DIMS:
+        return False
+    return q.shape[1] * q.shape[2] * q.shape[3] < 2**31
 
 
 def _order(cell: Tensor, num_3d: int) -> Tensor | None:

@@ -152,14 +152,14 @@ def _(points: Tensor, num_samples: int) -> Tensor:
     return peer("pointnet2_ops.pointnet2_utils").furthest_point_sample(points, num_samples).long()
 
 
-@adapter("farthest_point_sample", "open3d", "open3d", largest=1e9, differs="gives points")
+@adapter("farthest_point_sample", "open3d", "open3d", largest=1e9, differs="gives points, in the cloud's order")
 def _(points: Tensor, num_samples: int) -> Tensor:
     o3d = peer("open3d")
     clouds = [
         o3d.geometry.PointCloud(o3d.utility.Vector3dVector(cloud.astype("float64"))) for (cloud,) in _arrays(points)
     ]
-    samples = [torch.tensor(cloud.farthest_point_down_sample(num_samples).points) for cloud in clouds]
-    return torch.stack([s.float() for s in samples])
+    samples = [peer("numpy").asarray(cloud.farthest_point_down_sample(num_samples).points) for cloud in clouds]
+    return torch.stack([torch.from_numpy(s).float() for s in samples])
 
 
 # ---- knn, and the search of one neighbour in Chamfer's distance
@@ -176,7 +176,8 @@ def _scipy(queries: Any, points: Any, k: int) -> tuple[Any, Any]:
 
 def _point_cloud_utils(queries: Any, points: Any, k: int) -> tuple[Any, Any]:
     threads = torch.get_num_threads() if torch.get_num_threads() > 1 else 0
-    return peer("point_cloud_utils").k_nearest_neighbors(queries, points, k, num_threads=threads)
+    arrays = (queries.copy(), points.copy())  # it crashes on those that do not begin at a multiple of 16 bytes
+    return peer("point_cloud_utils").k_nearest_neighbors(*arrays, k, num_threads=threads)
 
 
 def _pynanoflann(queries: Any, points: Any, k: int) -> tuple[Any, Any]:

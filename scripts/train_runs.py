@@ -95,6 +95,8 @@ def speed(args: argparse.Namespace, budget: Budget) -> bool:
             *(word for name, value in options.items() for word in (f"--{name}", value)),
             seconds=min(args.run_seconds, budget.left()),
         )
+        if failed and budget.left() < 1:
+            break  # the time was up, not the run's fault
         rows.append({
             **options,
             **(timings(folder) or {}),

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-order", action="store_true", help="tests/simt: threads ascending, descending, shuffled")
     parser.addoption(
         "--every-fault", action="store_true", help="tests/simt: all faults are planted, each barrier removed once"
     )
@@ -44,7 +45,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **environment},
             timeout=120,
             check=False,
         )

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -75,8 +76,10 @@ def simt() -> ModuleType:
 def on_simt(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module; while the test runs, the ops on CPU tensors are the CUDA kernels, in ascending order of threads."""
     library = torch.library.Library("jointmae", "IMPL")
-    for name, implementation in registry.cuda_implementations.items():
-        library.impl(name, implementation, "CPU", allow_override=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+        for name, implementation in registry.cuda_implementations.items():
+            library.impl(name, implementation, "CPU", allow_override=True)
     monkeypatch.setattr(native, "cuda", simt)
     monkeypatch.setattr(native, "stream_of", lambda tensor: (0, 0))
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN and the largest integers
@@ -87,8 +90,14 @@ def on_simt(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modul
     library._destroy()
 
 
-@pytest.fixture(params=ORDERS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        orders = ORDERS if metafunc.config.getoption("--every-order") else ORDERS[-1:]
+        metafunc.parametrize("device", orders, indirect=True)
+
+
+@pytest.fixture
 def device(request: pytest.FixtureRequest, on_simt: ModuleType) -> torch.device:
-    """CPU tensors, on which the CUDA kernels run, once for each order of threads."""
+    """CPU tensors, on which the CUDA kernels run, in shuffled order or, by an option, once in each order of ORDERS."""
     on_simt.set_order(request.param)
     return torch.device("cpu")

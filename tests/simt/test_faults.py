@@ -98,7 +98,7 @@ def run_with() -> Callable[[str, str], subprocess.CompletedProcess[str]]:
             shutil.copy(CSRC / file, copy / file)
         op = Path(file).parent.name.replace("common", "group")
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-xq", "tests/simt", "-k", f"{op} and not test_faults"],
+            [sys.executable, "-m", "pytest", "-xq", "--every-order", "tests/simt", "-k", f"{op} and not faults"],
             capture_output=True,
             text=True,
             cwd=ROOT,

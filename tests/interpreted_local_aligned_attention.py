@@ -196,7 +196,7 @@ def test_order(cut):
 def test_other_cells_are_never_read(cut, half):
     """NaN in what a block does not meet would spread even with a probability of 0, so it is not looked at.
 
-    Blocks of 16 rows, by cell: 3D tokens in cells 0..15 and 16..31, and 2D tokens as well; one of the last two is spoilt.
+    Blocks of 16 rows, by cell: 3D tokens in cells 0..15 and 16..31, and 2D tokens as well; one of those is spoilt.
     """
     cell = torch.arange(32, dtype=torch.int32).repeat(1, 2)
     cell = cell[:, torch.cat([torch.randperm(32), 32 + torch.randperm(32)])]

@@ -29,7 +29,8 @@ def test_agrees_with_the_cpu(gpu, name):
     call, inputs = every_op(torch.device("cpu"))[name]
     wanted = call(*inputs)
     if any(word in name for word in SUMMED):
-        torch.testing.assert_close(tuple(results), wanted)
+        # float32 alone is 3e-5 away from float64, in gradients of up to 75
+        torch.testing.assert_close(tuple(results), wanted, rtol=1e-5, atol=1e-4)
     else:
         assert equal(results, wanted)
 
@@ -74,6 +75,7 @@ def test_can_be_captured_in_a_graph(gpu, name):
     call, inputs = every_op(gpu)[name]
     held = [tensor.clone() for tensor in inputs]
     warm_up = torch.cuda.Stream(gpu)
+    warm_up.wait_stream(torch.cuda.current_stream(gpu))
     with torch.cuda.stream(warm_up):
         call(*held)
     warm_up.synchronize()

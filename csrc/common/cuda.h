@@ -56,17 +56,24 @@ struct LaunchShape {
   bool all_blocks_at_once = false;  // a cooperative launch, for `grid_sync`; at most `resident_blocks` blocks
 };
 
+// Lets a kernel have more than 48 KB of shared memory: all that a block can, whatever this launch needs. A smaller
+// limit would be taken from a launch of the same kernel in another thread, which needs more.
+template <typename... Parameters>
+void allow_shared_memory(const char* name, void (*kernel)(Parameters...), int64_t shared_bytes, int device) {
+  if (shared_bytes <= 48 << 10) return;
+  int most = 0;
+  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
+}
+
 // Enqueues kernel(arguments...) on the stream; waits for nothing. Throws std::runtime_error if CUDA refuses.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, const Stream& stream,
             Arguments&&... arguments) {
   if (shape.num_blocks == 0) return;
+  if (shape.num_blocks >> 31 != 0) throw std::runtime_error(std::string(name) + ": more blocks than a grid can have");
   const DeviceGuard guard(stream.device);
-  if (shape.shared_bytes > 48 << 10) {  // more has to be asked for
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
-        name);
-  }
+  allow_shared_memory(name, kernel, shape.shared_bytes, stream.device);
   if (shape.cluster_size > 8) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
   }
@@ -110,11 +117,7 @@ template <typename... Parameters>
 int64_t resident_blocks(void (*kernel)(Parameters...), int threads, int64_t shared_bytes, const Stream& stream) {
   const DeviceGuard guard(stream.device);
   int per_sm = 0;
-  if (shared_bytes > 48 << 10) {
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-        "asking for shared memory");
-  }
+  allow_shared_memory("asking for shared memory", kernel, shared_bytes, stream.device);
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, threads, static_cast<size_t>(shared_bytes)),
              "asking how many blocks fit");
   return int64_t{per_sm} * device_limits(stream).num_sms;

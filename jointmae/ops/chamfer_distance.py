@@ -226,7 +226,9 @@ def _backward_cuda(
     index_yx: Tensor,
 ) -> tuple[Tensor, Tensor]:
     if x.dtype == torch.float64:
-        return reference.chamfer_distance_backward(grad_d_xy, grad_d_yx, x, y, lengths_x, lengths_y, index_xy, index_yx)
+        saved = (x, y, lengths_x, lengths_y, index_xy, index_yx)
+        add_up = torch.ops.jointmae.group_backward  # has a kernel for float64: `scatter_add` adds up in any order
+        return reference.chamfer_distance_backward(grad_d_xy, grad_d_yx, *saved, add_up)
     grad_d_xy, grad_d_yx = grad_d_xy.contiguous(), grad_d_yx.contiguous()
     x, y, index_xy, index_yx = x.contiguous(), y.contiguous(), index_xy.contiguous(), index_yx.contiguous()
     lengths_x = None if lengths_x is None else lengths_x.contiguous()

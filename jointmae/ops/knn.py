@@ -138,7 +138,8 @@ def _backward_cuda(grad_sq_dists: Tensor, queries: Tensor, points: Tensor, indic
     B, M, k = indices.shape
     N = points.shape[1]
     if points.dtype == torch.float64 or M * k >= 2**31:
-        return reference.knn_backward(grad_sq_dists, queries, points, indices)
+        add_up = torch.ops.jointmae.group_backward  # has a kernel for float64: `scatter_add` adds up in any order
+        return reference.knn_backward(grad_sq_dists, queries, points, indices, add_up)
     grad_sq_dists, indices = grad_sq_dists.contiguous(), indices.contiguous()
     queries, points = queries.contiguous(), points.contiguous()
     grad_queries, grad_points = _backward_fake(grad_sq_dists, queries, points, indices)

@@ -6,6 +6,7 @@ A squared distance is (dx*dx + dy*dy) + dz*dz, each operation rounded, as in the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -48,11 +49,17 @@ def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tupl
     return torch.cat(sq_dists, dim=1), torch.cat(indices, dim=1)  # [B, M, k]
 
 
-def knn_backward(grad_sq_dists: Tensor, queries: Tensor, points: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of `knn`'s distances with respect to queries and points."""
+def knn_backward(
+    grad_sq_dists: Tensor,
+    queries: Tensor,
+    points: Tensor,
+    indices: Tensor,
+    add_up: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of `knn`'s distances with respect to queries and points; `add_up` in place of `group_backward`."""
     difference = queries[:, :, None] - group(points, indices)  # [B, M, k, 3]
     grad = 2 * grad_sq_dists[..., None] * difference
-    return grad.sum(2), group_backward(-grad, indices, points.shape[1])
+    return grad.sum(2), (add_up or group_backward)(-grad, indices, points.shape[1])
 
 
 def group(features: Tensor, indices: Tensor) -> Tensor:
@@ -115,12 +122,13 @@ def chamfer_distance_backward(
     lengths_y: Tensor | None,
     index_xy: Tensor,
     index_yx: Tensor,
+    add_up: Callable[[Tensor, Tensor, int], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of `chamfer_distance`'s distances with respect to x and y."""
+    """The gradient of `chamfer_distance`'s distances with respect to x and y; `add_up` as in `knn_backward`."""
     grad_d_xy = torch.where(_real_points(x, lengths_x), grad_d_xy, 0)
     grad_d_yx = torch.where(_real_points(y, lengths_y), grad_d_yx, 0)
-    grad_x, back_to_y = knn_backward(grad_d_xy[..., None], x, y, index_xy[..., None])
-    grad_y, back_to_x = knn_backward(grad_d_yx[..., None], y, x, index_yx[..., None])
+    grad_x, back_to_y = knn_backward(grad_d_xy[..., None], x, y, index_xy[..., None], add_up)
+    grad_y, back_to_x = knn_backward(grad_d_yx[..., None], y, x, index_yx[..., None], add_up)
     return grad_x + back_to_x, grad_y + back_to_y
 
 

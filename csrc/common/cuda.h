@@ -29,25 +29,6 @@ inline void check_cuda(cudaError_t status, const char* doing) {
   throw std::runtime_error(std::string(doing) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status));
 }
 
-// Makes a device the current one for as long as it lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check_cuda(cudaGetDevice(&before_), "asking for the current device");
-    if (before_ != device) check_cuda(cudaSetDevice(device), "choosing the device of the tensors");
-    changed_ = before_ != device;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-
 struct LaunchShape {
   int64_t num_blocks;               // 0 launches nothing
   int threads;                      // per block
@@ -66,33 +47,40 @@ void allow_shared_memory(const char* name, void (*kernel)(Parameters...), int64_
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
 }
 
+// A launch as CUDA wants it described. Not to be moved: `config` points to `attributes`.
+struct LaunchConfig {
+  explicit LaunchConfig(const LaunchShape& shape, const Stream& stream) {
+    config.gridDim = dim3(static_cast<unsigned>(shape.num_blocks));
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+    config.stream = static_cast<cudaStream_t>(stream.handle);
+    config.attrs = attributes;
+    if (shape.cluster_size > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
+    }
+    if (shape.all_blocks_at_once) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+      attributes[config.numAttrs++].val.cooperative = 1;
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[2];
+};
+
 // Enqueues kernel(arguments...) on the stream; waits for nothing. Throws std::runtime_error if CUDA refuses.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, const Stream& stream,
             Arguments&&... arguments) {
   if (shape.num_blocks == 0) return;
   if (shape.num_blocks >> 31 != 0) throw std::runtime_error(std::string(name) + ": more blocks than a grid can have");
-  const DeviceGuard guard(stream.device);
   allow_shared_memory(name, kernel, shape.shared_bytes, stream.device);
-  if (shape.cluster_size > 8) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
-  }
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(shape.num_blocks));
-  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
-  config.stream = static_cast<cudaStream_t>(stream.handle);
-  config.attrs = attributes;
-  if (shape.cluster_size > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
-  }
-  if (shape.all_blocks_at_once) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-    attributes[config.numAttrs++].val.cooperative = 1;
-  }
-  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...), name);
+  const LaunchConfig launch(shape, stream);
+  check_cuda(cudaLaunchKernelEx(&launch.config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...),
+             name);
 }
 
 // What kernels are chosen by.
@@ -115,12 +103,21 @@ inline DeviceLimits device_limits(const Stream& stream) {
 // How many blocks of a kernel the device holds at once.
 template <typename... Parameters>
 int64_t resident_blocks(void (*kernel)(Parameters...), int threads, int64_t shared_bytes, const Stream& stream) {
-  const DeviceGuard guard(stream.device);
   int per_sm = 0;
   allow_shared_memory("asking for shared memory", kernel, shared_bytes, stream.device);
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, threads, static_cast<size_t>(shared_bytes)),
              "asking how many blocks fit");
   return int64_t{per_sm} * device_limits(stream).num_sms;
+}
+
+// How many clusters of a launch the device holds at once.
+template <typename... Parameters>
+int64_t resident_clusters(void (*kernel)(Parameters...), const LaunchShape& shape, const Stream& stream) {
+  int clusters = 0;
+  allow_shared_memory("asking for shared memory", kernel, shape.shared_bytes, stream.device);
+  const LaunchConfig launch(shape, stream);
+  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config), "asking how many clusters fit");
+  return clusters;
 }
 
 // The block's `shared_bytes` of shared memory, aligned to 16 bytes and uninitialised.

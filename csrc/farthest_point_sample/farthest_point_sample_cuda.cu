@@ -315,15 +315,23 @@ LaunchShape team_shape(int64_t num_teams, int64_t team, int64_t N, int64_t room)
   return {num_teams * team, whole_warps(threads), static_cast<int64_t>(sizeof(TeamShared) + near * 3 * sizeof(float))};
 }
 
-// The largest clusters that still run all at once, since a step takes less the fewer points a block has.
-void launch_clusters(const Clouds& c, const DeviceLimits& device, int64_t room, const Stream& stream) {
+// The largest clusters that still run all at once, since a step takes less the fewer points a block has. A part of a
+// device may have too few multiprocessors for a whole cluster, so CUDA is asked.
+LaunchShape cluster_shape(const Clouds& c, const DeviceLimits& device, int64_t room, const Stream& stream) {
   const int64_t limit = device.capability >= 90 ? kMaxClusterSize : 1;
   int64_t size = 1;
   while (size < limit && (size * room < c.N || c.B * size * 2 <= device.num_sms)) size *= 2;
-  LaunchShape shape = team_shape(c.B, size, c.N, room);
-  shape.cluster_size = static_cast<int>(size);
+  while (true) {
+    LaunchShape shape = team_shape(c.B, size, c.N, room);
+    shape.cluster_size = static_cast<int>(size);
+    if (size / 2 * room < c.N || resident_clusters(team_kernel<false>, shape, stream) >= c.B) return shape;
+    size /= 2;
+  }
+}
+
+void launch_clusters(const Clouds& c, const LaunchShape& shape, int64_t room, const Stream& stream) {
   launch("farthest_point_sample, a cluster per cloud", team_kernel<false>, shape, stream, c.points, c.lengths,
-         c.indices, nullptr, nullptr, c.N, c.M, c.start, size, room);
+         c.indices, nullptr, nullptr, c.N, c.M, c.start, shape.cluster_size, room);
 }
 
 // As many clouds at a time as fit on the chip, since a barrier costs more than the work between two.
@@ -358,7 +366,11 @@ void farthest_point_sample_cuda(const float* points, const int64_t* lengths, int
   const DeviceLimits device = device_limits(stream);
   const int64_t room = room_on(device);
   const int64_t cluster_room = room * (device.capability >= 90 ? kMaxClusterSize : 1);
-  if (path == 2 || (path == 0 && N <= cluster_room)) return launch_clusters(clouds, device, room, stream);
+  if (path == 2 || (path == 0 && N <= cluster_room)) {
+    const LaunchShape shape = cluster_shape(clouds, device, room, stream);
+    const bool fits = shape.cluster_size == 1 || resident_clusters(team_kernel<false>, shape, stream) > 0;
+    if (path == 2 || fits) return launch_clusters(clouds, shape, room, stream);
+  }
   launch_grids(clouds, room, workspace, stream);
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jointmae.ops.native import address, kernels
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _check_finite_on_gpu = False
 
 
@@ -36,9 +37,9 @@ def require_tensor(op: str, name: str, tensor: Tensor) -> None:
 
 
 def require_floating(op: str, name: str, tensor: Tensor) -> None:
-    """`tensor` must be a floating-point tensor."""
+    """`tensor` must be a floating-point tensor, of a type that PyTorch can add up (there are 8-bit ones too)."""
     require_tensor(op, name, tensor)
-    if not tensor.is_floating_point():
+    if tensor.dtype not in _FLOATS:
         raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}; call .float() on it")
 
 

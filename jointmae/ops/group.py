@@ -14,7 +14,7 @@ from jointmae.ops.registry import define
 
 _OP = "group"
 _GRAD_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in the order of group.h
-_INT32_COUNTS = 2**31  # the kernels of the backward count in int32
+_INT32_COUNTS = 2**31 - 8  # the kernels of the backward count in int32, and look a few ahead
 
 
 def group(features: Tensor, indices: Tensor) -> Tensor:

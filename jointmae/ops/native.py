@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from types import ModuleType
 
@@ -39,6 +40,7 @@ kernels, why_not = _load()
 cuda: ModuleType | None = None
 if kernels is not None and kernels.built_with_cuda and kernels.cuda_driver_serves_toolkit():
     cuda = kernels
+_OLDEST_CAPABILITY = (8, 0)  # of the GPUs that the kernels are for
 _warned: set[str] = set()
 
 if kernels is None and "rebuild" in why_not:  # said at once: a stale module is a mistake, a missing one may be a choice
@@ -52,7 +54,9 @@ def warn_reference(device_type: str) -> None:
         return
     _warned.add(device_type)
     reason = why_not
-    if kernels is not None and device_type == "cuda":
+    if cuda is not None and device_type == "cuda":
+        reason = "the kernels need a GPU of compute capability 8.0 or later"
+    elif kernels is not None and device_type == "cuda":
         reason = "the module was built without CUDA, or the driver is older than the toolkit: " + (
             f"with nvcc on PATH and a current driver, {REBUILD}"
         )
@@ -71,6 +75,12 @@ def address(tensor: Tensor | None) -> int:
         return 0
     assert tensor.is_contiguous(), "kernels take contiguous tensors"
     return tensor.data_ptr()
+
+
+@functools.cache
+def serves(device_index: int) -> bool:
+    """Whether the CUDA kernels are for this GPU."""
+    return torch.cuda.get_device_capability(device_index) >= _OLDEST_CAPABILITY
 
 
 def stream_of(tensor: Tensor) -> tuple[int, int]:

@@ -36,9 +36,19 @@ def define(
     """
     name = schema[: schema.index("(")]
 
-    def on_any_device(*args: Any, **kwargs: Any) -> Any:
-        native.warn_reference(next(arg for arg in args if isinstance(arg, Tensor)).device.type)
-        return reference(*args, **kwargs)
+    def on_any_device(*args: Any) -> Any:
+        native.warn_reference(_device_of(args).type)
+        return reference(*args)
+
+    def on_cuda(*args: Any) -> Any:
+        assert cuda is not None
+        device = _device_of(args)
+        if not native.serves(device.index):
+            return on_any_device(*args)
+        if device.index == torch.cuda.current_device():
+            return cuda(*args)
+        with torch.cuda.device(device):  # kernels are launched on the current one
+            return cuda(*args)
 
     library.define(schema)
     library.impl(name, on_any_device, "CompositeExplicitAutograd")
@@ -47,7 +57,11 @@ def define(
     if cuda is not None:
         cuda_implementations[name] = cuda
         if native.cuda is not None:
-            library.impl(name, cuda, "CUDA")
+            library.impl(name, on_cuda, "CUDA")
     torch.library.register_fake(f"jointmae::{name}", fake, lib=library)
     if backward is not None:
         torch.library.register_autograd(f"jointmae::{name}", backward, setup_context=setup_context, lib=library)
+
+
+def _device_of(args: tuple[Any, ...]) -> torch.device:
+    return next(arg for arg in args if isinstance(arg, Tensor)).device

@@ -291,6 +291,11 @@ int64_t resident_blocks(void (*)(Parameters...), int, int64_t, const Stream&) {
   return simt::limits.num_sms;
 }
 
+template <typename... Parameters>
+int64_t resident_clusters(void (*)(Parameters...), const LaunchShape& shape, const Stream&) {
+  return simt::limits.num_sms / shape.cluster_size;
+}
+
 template <typename T>
 T* shared_memory() {
   return reinterpret_cast<T*>(simt::shared_memory());

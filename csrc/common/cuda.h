@@ -48,6 +48,16 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// Lets the kernel have `bytes` of shared memory per block. The limit is raised to what the device has, not to `bytes`:
+// another thread may be about to launch the same kernel with more.
+template <typename... Parameters>
+void allow_shared_memory(const char* doing, void (*kernel)(Parameters...), int64_t bytes, int device) {
+  if (bytes <= 48 << 10) return;  // so much every kernel has
+  int most = 0;
+  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), doing);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), doing);
+}
+
 struct LaunchShape {
   int64_t num_blocks;               // 0 launches nothing
   int threads;                      // per block
@@ -62,11 +72,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
             Arguments&&... arguments) {
   if (shape.num_blocks == 0) return;
   const DeviceGuard guard(stream.device);
-  if (shape.shared_bytes > 48 << 10) {  // more has to be asked for
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
-        name);
-  }
+  allow_shared_memory(name, kernel, shape.shared_bytes, stream.device);
   if (shape.cluster_size > 8) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
   }
@@ -110,11 +116,7 @@ template <typename... Parameters>
 int64_t resident_blocks(void (*kernel)(Parameters...), int threads, int64_t shared_bytes, const Stream& stream) {
   const DeviceGuard guard(stream.device);
   int per_sm = 0;
-  if (shared_bytes > 48 << 10) {
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-        "asking for shared memory");
-  }
+  allow_shared_memory("asking for shared memory", kernel, shared_bytes, stream.device);
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, threads, static_cast<size_t>(shared_bytes)),
              "asking how many blocks fit");
   return int64_t{per_sm} * device_limits(stream).num_sms;

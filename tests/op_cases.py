@@ -99,6 +99,7 @@ def every_op(device: torch.device) -> dict[str, tuple[Callable[..., tuple[Tensor
     features = torch.randn(3, 300, 20, generator=torch.Generator().manual_seed(2)).to(device)
     cameras = torch.eye(4)[:3].repeat(3, 2, 1, 1)
     cameras[..., 2, 3] = 4
+    cameras = cameras.to(device)  # not at each call: that would wait
     intrinsics = torch.tensor([[40.0, 0, 24], [0, 40.0, 20], [0, 0, 1]]).to(device)
 
     def with_gradients(call: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
@@ -115,7 +116,7 @@ def every_op(device: torch.device) -> dict[str, tuple[Callable[..., tuple[Tensor
         return run
 
     def project(mode: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        return lambda points: tuple(ops.project_points(points, cameras.to(device), intrinsics, (40, 48), 2, mode))
+        return lambda points: tuple(ops.project_points(points, cameras, intrinsics, (40, 48), 2, mode))
 
     def gather(points: Tensor, features: Tensor) -> tuple[Tensor, ...]:
         return ops.knn_interpolate(points[:, :50] + 0.1, points, features), ops.group(features, _neighbors(points))

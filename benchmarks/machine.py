@@ -91,8 +91,9 @@ def ceilings(device: torch.device, threads: int) -> Ceilings:
     """Measured when first asked for; `threads` are the CPU's."""
     if device.type == "cuda":
         num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-        megahertz = _nvidia_smi("clocks.max.sm")
-        return Ceilings(_copy_rate(device, 2**28), None, num_sms, 1e6 * float(megahertz) if megahertz else None)
+        megahertz = _nvidia_smi("clocks.max.sm")  # "[N/A]" on some virtual machines
+        clock_hz = 1e6 * float(megahertz) if megahertz.isdecimal() else None
+        return Ceilings(_copy_rate(device, 2**28), None, num_sms, clock_hz)
     torch.set_num_threads(threads)
     size = 1536
     a = torch.randn(size, size)

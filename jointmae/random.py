@@ -50,7 +50,9 @@ def keys(seed: int, epoch: int | Tensor, sample_ids: Tensor, purpose: Purpose) -
     if sample_ids.dtype != torch.int64:
         raise TypeError(f"keys: sample_ids must be int64, got {sample_ids.dtype}")
     stream = fold(fold(0, seed), int(purpose))
-    epochs = torch.as_tensor(epoch, dtype=torch.int64, device=sample_ids.device)  # [] or [B]
+    if not isinstance(epoch, Tensor):  # folded here: taking a number to a GPU would wait for it
+        return fold(torch.full_like(sample_ids, fold(stream, epoch)), sample_ids)  # [B]
+    epochs = epoch.to(sample_ids.device, torch.int64)  # [] or [B]
     return fold(fold(torch.full_like(sample_ids, stream), epochs), sample_ids)  # [B]
 
 

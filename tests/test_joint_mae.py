@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jointmae import ops
 from jointmae.config import ModelConfig
@@ -534,6 +536,24 @@ def test_whole_step_compiles_as_one_graph():
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*arguments).loss, model(*arguments).loss)
+
+
+def test_a_step_takes_no_numbers_from_the_host():
+    """On a GPU that would wait for all that it has been asked before."""
+    model = micro_model()
+    points, up, draws = batch(model.config)
+    taken = []
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.lift_fresh.default:  # what torch.tensor and new_tensor end in
+                taken.append("".join(traceback.format_stack(limit=8)))
+            return func(*args, **(kwargs or {}))
+
+    with Log():
+        draw(model.config, 0, 0, torch.arange(3))
+        model(points, up, draws).loss.backward()
+    assert not taken, taken[0]
 
 
 def test_defaults_are_the_papers():

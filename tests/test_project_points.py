@@ -263,6 +263,14 @@ def test_opcheck(device, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_the_reference_has_the_strides_of_the_kernels(device, mode):
+    """It stands in for them, float64 on a GPU for one, and tracing is told but one layout."""
+    points, world_to_cam, intrinsics, (H, W) = scene(2, 9, 2, 12, 10, device)
+    args = (points, world_to_cam, intrinsics.expand(2, 2, 3, 3), H, W, 1, mode, *SOFT.values())
+    assert all(output.is_contiguous() for output in reference.project_points(*args))
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_compile(device, mode):
     points, *args = scene(2, 60, 2, 20, 20, device)
 

@@ -49,7 +49,10 @@ def intrinsics(config: ModelConfig, device: torch.device) -> Tensor:
     """Pinhole matrix [3, 3] whose focal length lets the unit sphere fill the image exactly."""
     half = config.image_size / 2
     focal = half * math.sqrt(config.camera_distance**2 - 1)  # the sphere's silhouette is a cone of sine 1 / distance
-    return torch.tensor([[focal, 0, half], [0, focal, half], [0, 0, 1]], dtype=torch.float32, device=device)
+    matrix = torch.eye(3, device=device)  # filled on the device: taking numbers there would wait for it
+    matrix.diagonal()[:2].fill_(focal)
+    matrix[:2, 2].fill_(half)
+    return matrix
 
 
 def world_to_cam(config: ModelConfig, view: View, up: Tensor, num_views: int) -> Tensor:
@@ -67,13 +70,14 @@ def world_to_cam(config: ModelConfig, view: View, up: Tensor, num_views: int) ->
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, up[:, None].expand_as(forward)), dim=-1)
     rotation = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-2)  # [B, V, 3, 3]
     translation = torch.zeros_like(forward)
-    translation[..., 2] = config.camera_distance
+    translation[..., 2].fill_(config.camera_distance)
     return torch.cat([rotation, translation[..., None]], dim=-1)  # [B, V, 3, 4]
 
 
 def _horizontal_axes(up: Tensor) -> tuple[Tensor, Tensor]:
     """Two unit vectors [B, 3] that span the plane below `up` [B, 3]."""
-    other = torch.where(up[:, :1].abs() < 0.9, up.new_tensor([1.0, 0, 0]), up.new_tensor([0, 0, 1.0]))  # [B, 3]
+    axes = torch.eye(3, dtype=up.dtype, device=up.device)
+    other = torch.where(up[:, :1].abs() < 0.9, axes[0], axes[2])  # [B, 3]
     front = torch.nn.functional.normalize(torch.linalg.cross(up, other), dim=-1)
     return torch.linalg.cross(front, up), front
 
@@ -103,7 +107,8 @@ def smooth(images: Tensor) -> Tensor:
 
 def colorize(images: Tensor) -> Tensor:
     """Unit depth [B, 1, S, S] through a fixed blue-green-red map: [B, 3, S, S]; background stays 0 (table 8)."""
-    peaks = images.new_tensor([0.75, 0.5, 0.25])[:, None, None]  # where red, green and blue are strongest
+    peaks = 0.25 * torch.arange(3, 0, -1, dtype=images.dtype, device=images.device)  # of red, green and blue
+    peaks = peaks[:, None, None]
     return (1.5 - 4 * (images - peaks).abs()).clamp(0, 1) * (images > 0)
 
 

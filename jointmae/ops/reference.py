@@ -252,7 +252,7 @@ def project_points(
     index = torch.where(covered, index, -1).int()
 
     def image(values: Tensor) -> Tensor:
-        return values[..., :-1].reshape(B, V, height, width)
+        return values[..., :-1].reshape(B, V, height, width).contiguous()  # the strides that tracing has been told
 
     pixels = torch.stack([view.column, view.row], dim=-1).int()  # [B, V, N, 2]
     dropped = (view.column < 0).sum(-1)

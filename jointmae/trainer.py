@@ -1,7 +1,8 @@
 """The pre-training loop: `train(config)`. B clouds of a batch, N points.
 
 Everything random is a function of (seed, epoch, sample id), every number in metrics.jsonl of config, data and seed: a
-run that was killed and resumed ends in the same bytes as one that was not.
+run that was killed and resumed ends in the same bytes as one that was not. On a GPU that is so as far as PyTorch's own
+kernels are deterministic, and by default not all of them are.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from jointmae.ops import native, registry
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ASAN = os.environ.get("JOINTMAE_SIMT_ASAN") == "1"
-ORDERS = (0, 1, 20261123)  # ascending, descending, shuffled
+ORDERS = (0, 1, 2, 3, 20261123)  # ascending, descending, shuffled in three ways
 
 
 def build_simt(csrc: Path, folder: Path) -> Path:

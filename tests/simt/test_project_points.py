@@ -13,7 +13,6 @@ from torch import Tensor
 
 from jointmae.ops.native import kernels
 from jointmae.ops.project_points import _backward_cpu, _backward_cuda, _cpu, _cuda
-from tests.simt.conftest import ORDERS
 from tests.test_project_points import MODES, SOFT, scene
 
 OP = importlib.import_module("jointmae.ops.project_points")  # jointmae.ops has the function under this name
@@ -34,9 +33,9 @@ SHAPES = (
 )
 
 
-@pytest.fixture(params=ORDERS)
-def on_kernels(request: pytest.FixtureRequest, on_simt: ModuleType) -> ModuleType:
-    on_simt.set_order(request.param)
+@pytest.fixture
+def on_kernels(device: torch.device, on_simt: ModuleType) -> ModuleType:
+    """The module, with the threads in the order of `device`."""
     return on_simt
 
 

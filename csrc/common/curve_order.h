@@ -87,10 +87,10 @@ class CurveOrder {
     sort_crowds(points, begin, end, num_threads);
   }
 
-  // A cell of a surface, of which there are about 4^bits, has some ten points.
+  // A cell of a surface, of which there are about 4^bits, has some twenty points.
   static int bits_per_axis(int64_t count) {
     int bits = 3;
-    while (bits < 10 && (int64_t{10} << 2 * bits) < count) ++bits;
+    while (bits < 10 && (int64_t{20} << 2 * bits) < count) ++bits;
     return bits;
   }
 

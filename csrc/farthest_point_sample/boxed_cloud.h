@@ -48,7 +48,8 @@ class BoxedCloud {
   explicit BoxedCloud(int64_t max_points)
       : boxes_(max_points),
         sq_dist_(boxes_.boxes_for(max_points) * kBoxSize),
-        box_highest_(boxes_.groups_for(max_points) * kBoxesInGroup),
+        no_box_(boxes_.groups_for(max_points) * kBoxesInGroup),
+        box_highest_(no_box_ + 1),
         group_highest_(S::round_up(boxes_.groups_for(max_points))),
         listed_boxes_(boxes_.groups_for(max_points) * kBoxesInGroup),
         listed_groups_(S::round_up(boxes_.groups_for(max_points))) {}
@@ -117,16 +118,23 @@ class BoxedCloud {
     }
   }
 
+  // The search for a box's highest distance comes after the next box's arithmetic, which need not wait for it then.
   void lower_boxes(Vector x, Vector y, Vector z) {
     const T *box_x = boxes_.x, *box_y = boxes_.y, *box_z = boxes_.z;
     T *sq_dist = sq_dist_.get(), *box_highest = box_highest_.get();
+    int64_t last_box = no_box_;
+    Vector last_highest = S::broadcast(kPadding);
     for (const Index box : listed_boxes_) {
       const int64_t i = box * kBoxSize;
-      box_highest[box] = lower_box(box_x + i, box_y + i, box_z + i, sq_dist + i, x, y, z);
+      const Vector highest = lower_box(box_x + i, box_y + i, box_z + i, sq_dist + i, x, y, z);
+      box_highest[last_box] = S::highest(last_highest);
+      last_box = box;
+      last_highest = highest;
     }
+    box_highest[last_box] = S::highest(last_highest);
   }
-  // Lowers the distances of one box to those to (x, y, z); returns the highest.
-  static T lower_box(const T* box_x, const T* box_y, const T* box_z, T* sq_dist, Vector x, Vector y, Vector z) {
+  // Lowers the distances of one box to those to (x, y, z); returns the highest of each lane.
+  static Vector lower_box(const T* box_x, const T* box_y, const T* box_z, T* sq_dist, Vector x, Vector y, Vector z) {
     Vector highest = S::broadcast(kPadding);
     for (int64_t i = 0; i < kBoxSize; i += S::kLanes) {
       const Vector d = sq_distance<isa>(S::load(box_x + i), S::load(box_y + i), S::load(box_z + i), x, y, z);
@@ -134,7 +142,7 @@ class BoxedCloud {
       S::store(sq_dist + i, nearest);
       highest = S::larger(nearest, highest);
     }
-    return S::highest(highest);
+    return highest;
   }
 
   void update_groups() {
@@ -168,7 +176,7 @@ class BoxedCloud {
 
   // Bit i is set where point begin + i of a box has this distance.
   uint64_t equal_in_box(int64_t begin, Vector value) const {
-    static_assert(kBoxSize == 64);
+    static_assert(kBoxSize <= 64);
     uint64_t equal = 0;
     for (int64_t i = 0; i < kBoxSize; i += S::kLanes) {
       equal |= uint64_t{S::at_most(value, S::load(sq_dist_.get() + begin + i))} << i;
@@ -194,8 +202,9 @@ class BoxedCloud {
   const T* points_ = nullptr;
   Boxes<isa, T> boxes_;
   bool by_group_ = false;
-  Scratch<isa, T> sq_dist_;        // of each point in the boxes' order
-  Scratch<isa, T> box_highest_;    // of each box
+  Scratch<isa, T> sq_dist_;  // of each point in the boxes' order
+  const int64_t no_box_;
+  Scratch<isa, T> box_highest_;    // of each box and of no_box_, in whose place nobody looks
   Scratch<isa, T> group_highest_;  // of each group, where by_group_
   NumberList<isa, T> listed_boxes_, listed_groups_;
 };

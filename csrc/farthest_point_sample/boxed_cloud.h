@@ -48,8 +48,7 @@ class BoxedCloud {
   explicit BoxedCloud(int64_t max_points)
       : boxes_(max_points),
         sq_dist_(boxes_.boxes_for(max_points) * kBoxSize),
-        no_box_(boxes_.groups_for(max_points) * kBoxesInGroup),
-        box_highest_(no_box_ + 1),
+        box_highest_(boxes_.groups_for(max_points) * kBoxesInGroup),
         group_highest_(S::round_up(boxes_.groups_for(max_points))),
         listed_boxes_(boxes_.groups_for(max_points) * kBoxesInGroup),
         listed_groups_(S::round_up(boxes_.groups_for(max_points))) {}
@@ -120,18 +119,18 @@ class BoxedCloud {
 
   // The search for a box's highest distance comes after the next box's arithmetic, which need not wait for it then.
   void lower_boxes(Vector x, Vector y, Vector z) {
+    if (listed_boxes_.count() == 0) return;
     const T *box_x = boxes_.x, *box_y = boxes_.y, *box_z = boxes_.z;
     T *sq_dist = sq_dist_.get(), *box_highest = box_highest_.get();
-    int64_t last_box = no_box_;
-    Vector last_highest = S::broadcast(kPadding);
-    for (const Index box : listed_boxes_) {
-      const int64_t i = box * kBoxSize;
-      const Vector highest = lower_box(box_x + i, box_y + i, box_z + i, sq_dist + i, x, y, z);
-      box_highest[last_box] = S::highest(last_highest);
-      last_box = box;
+    const auto lower = [=](int64_t i) { return lower_box(box_x + i, box_y + i, box_z + i, sq_dist + i, x, y, z); };
+    const Index *box = listed_boxes_.begin(), *end = listed_boxes_.end();
+    Vector last_highest = lower(*box * kBoxSize);
+    for (++box; box < end; ++box) {
+      const Vector highest = lower(*box * kBoxSize);
+      box_highest[box[-1]] = S::highest(last_highest);
       last_highest = highest;
     }
-    box_highest[last_box] = S::highest(last_highest);
+    box_highest[box[-1]] = S::highest(last_highest);
   }
   // Lowers the distances of one box to those to (x, y, z); returns the highest of each lane.
   static Vector lower_box(const T* box_x, const T* box_y, const T* box_z, T* sq_dist, Vector x, Vector y, Vector z) {
@@ -190,7 +189,7 @@ class BoxedCloud {
     for (const Index box : listed_boxes_) {
       for (int64_t i = box * kBoxSize; i < (box + int64_t{1}) * kBoxSize; i += S::kLanes) {
         const auto index = S::load_index(boxes_.index + i);
-        first = S::load(sq_dist_.get() + i) == value && index < first ? index : first;
+        first = (S::load(sq_dist_.get() + i) == value) & (index < first) ? index : first;
       }
     }
     Index lanes[S::kLanes];
@@ -202,9 +201,8 @@ class BoxedCloud {
   const T* points_ = nullptr;
   Boxes<isa, T> boxes_;
   bool by_group_ = false;
-  Scratch<isa, T> sq_dist_;  // of each point in the boxes' order
-  const int64_t no_box_;
-  Scratch<isa, T> box_highest_;    // of each box and of no_box_, in whose place nobody looks
+  Scratch<isa, T> sq_dist_;        // of each point in the boxes' order
+  Scratch<isa, T> box_highest_;    // of each box
   Scratch<isa, T> group_highest_;  // of each group, where by_group_
   NumberList<isa, T> listed_boxes_, listed_groups_;
 };

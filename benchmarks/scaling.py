@@ -133,30 +133,24 @@ def draw(run: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    table = run["seconds"]
-    names = [OURS, *sorted({name for rows in table.values() for name in rows} - {OURS})]
-    colors = dict(zip(names[1:], pyplot.cm.tab20.colors, strict=False))  # type: ignore[attr-defined]
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.5), sharex=True, layout="constrained")
-    for panel, (title, rows) in zip(axes.flat, table.items(), strict=True):
-        for name in names:
-            if name in rows:
-                sizes, seconds = zip(*((int(N), 1e3 * s) for N, s in rows[name].items()), strict=True)
-                style = {"color": "black", "linewidth": 2.5, "zorder": 3} if name == OURS else {"color": colors[name]}
-                panel.loglog(sizes, seconds, marker="o", markersize=4, **style)
-        top, bottom = panel.get_ylim()[1], panel.get_ylim()[0]
-        start = rows[OURS][min(rows[OURS], key=int)] * 1e3
-        guide = [100, 1_000_000]
-        panel.loglog(guide, [start / 4, start / 4 * 1e4], color="0.8", linestyle="--", zorder=0)
-        panel.set_ylim(bottom, top)
-        panel.set_title(title)
-        panel.set_ylabel("milliseconds")
+    figure, axes = pyplot.subplots(2, 2, figsize=(12, 9.5), sharex=True, layout="constrained")
+    for panel, (title, rows) in zip(axes.flat, run["seconds"].items(), strict=True):
+        peers = sorted(rows.keys() - {OURS}, key=lambda name: -list(rows[name].values())[-1])
+        for i, name in enumerate([*peers, OURS]):
+            sizes, milliseconds = zip(*((int(N), 1e3 * s) for N, s in rows[name].items()), strict=True)
+            style: dict[str, Any] = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else ":"}
+            if name == OURS:
+                style = {"color": "black", "linewidth": 2.5}
+            panel.loglog(sizes, milliseconds, marker="o", markersize=3.5, label=name, **style)
+        bottom, top = panel.get_ylim()
+        linear = [100, 1_000_000]
+        panel.loglog(linear, [bottom * 1.5, bottom * 1.5e4], color="0.8", linestyle="--", zorder=0, label="linear")
+        panel.set(title=title, ylabel="milliseconds", ylim=(bottom, top))
         panel.grid(alpha=0.3)
+        panel.legend(fontsize=7, frameon=False, loc="upper left")
     for panel in axes[1]:
         panel.set_xlabel("points")
-    handles = [pyplot.Line2D([], [], color=colors.get(n, "black"), linewidth=2.5 if n == OURS else 1.5) for n in names]
-    guide_handle = pyplot.Line2D([], [], color="0.8", linestyle="--")
-    figure.legend([*handles, guide_handle], [*names, "linear"], loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(f"One cloud, {run['threads']} threads, {run['cpu']}", fontsize=10)
+    figure.suptitle(f"One cloud, {run['threads']} threads of {run['cpu']}, commit {run['commit']}", fontsize=10)
     figure.savefig(path, dpi=110)
 
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -73,17 +72,17 @@ class CurveOrder {
       }
     });
     const Extent extent = joined(num_ranges);
-    for_ranges(begin, end, num_ranges, num_threads, [=](int64_t, int64_t first, int64_t last) {
-      write_codes(points, first, last, extent, axis_bits, order);
-    });
     const int num_bits = 3 * axis_bits, num_passes = (num_bits + kDigitBits - 1) / kDigitBits;
     const int digit_bits = (num_bits + num_passes - 1) / num_passes;
     uint64_t *from = entries_.get(), *to = sorted_.get();
+    if (num_passes % 2 != 0) std::swap(from, to);  // so that the last pass ends where the entries belong
+    for_ranges(begin, end, num_ranges, num_threads, [=](int64_t, int64_t first, int64_t last) {
+      write_codes(points, first, last, extent, axis_bits, order, from);
+    });
     for (int pass = 0; pass < num_passes; ++pass) {
       sort_by_digit(from, to, begin, end, num_ranges, 32 + pass * digit_bits, digit_bits, num_threads);
       std::swap(from, to);
     }
-    if (from != entries_.get()) std::memcpy(to + begin, from + begin, sizeof *to * static_cast<std::size_t>(count));
     sort_crowds(points, begin, end, num_threads);
   }
 
@@ -138,7 +137,7 @@ class CurveOrder {
   // The cell's number along the curve, above the index. Halves of coordinates, so that no difference overflows.
   template <typename Order>
   void write_codes(const T* __restrict__ points, int64_t begin, int64_t end, const Extent& extent, int axis_bits,
-                   Order&& order) {
+                   Order&& order, uint64_t* entries) {
     const T num_cells = static_cast<T>(1 << axis_bits), last_cell = num_cells - 1, half = T(1) / 2;
     T low[3], scale[3];
     for (int c = 0; c < 3; ++c) {
@@ -147,7 +146,6 @@ class CurveOrder {
       scale[c] = size > std::numeric_limits<T>::min() * num_cells ? num_cells / size : T(0);
     }
     const T low_x = low[0], low_y = low[1], low_z = low[2], scale_x = scale[0], scale_y = scale[1], scale_z = scale[2];
-    uint64_t* __restrict__ entries = entries_.get();
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = order(i);

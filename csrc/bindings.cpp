@@ -54,17 +54,18 @@ PYBIND11_MODULE(jointmae_native, m) {
 
   m.def(
       "farthest_point_sample_cpu",
-      [](Address points, Address lengths, Address indices, int64_t B, int64_t N, int64_t M, int64_t start, bool float64,
-         int num_threads) {
+      [](Address points, Address lengths, Address indices, int64_t B, int64_t N, int64_t M, int64_t start, int path,
+         bool float64, int num_threads) {
         dispatch_cpu(float64, [&](auto level, auto scalar) {
           using T = decltype(scalar);
           jointmae::farthest_point_sample_cpu<decltype(level)::value, T>(
               pointer<const T>(points), pointer<const int64_t>(lengths), pointer<int64_t>(indices), B, N, M, start,
-              num_threads);
+              static_cast<jointmae::SamplingPath>(path), num_threads);
         });
       },
       py::arg("points"), py::arg("lengths"), py::arg("indices"), py::arg("B"), py::arg("N"), py::arg("M"),
-      py::arg("start"), py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("start"), py::arg("path"), py::arg("float64"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "knn_cpu",

@@ -6,14 +6,22 @@
 
 #include "common/isa.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace jointmae {
 
 template <Isa isa, typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<std::size_t>(count), kAlignment))) {}
-  ~Scratch() { ::operator delete(data_, kAlignment); }
+      : size_(sizeof(T) * static_cast<std::size_t>(count)), data_(static_cast<T*>(::operator new(size_, alignment()))) {
+#if defined(__linux__)  // a page fault for each 4 KB costs more than what a kernel does with them
+    if (size_ >= kHugePage) madvise(data_, size_ / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  }
+  ~Scratch() { ::operator delete(data_, alignment()); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -22,8 +30,11 @@ class Scratch {
   T& operator[](int64_t i) { return data_[i]; }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  T* data_;
+  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
+  std::align_val_t alignment() const { return std::align_val_t{size_ >= kHugePage ? kHugePage : 64}; }
+
+  const std::size_t size_;
+  T* const data_;
 };
 
 }  // namespace jointmae

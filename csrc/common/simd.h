@@ -42,6 +42,65 @@ struct Simd {
   }
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
   static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
+  // Of each lane the larger or the smaller number; `b` where one is NaN.
+  static Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+  static Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+
+  // The highest lane, in every lane.
+  static Vector highest_everywhere(Vector vector) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      vector = larger(vector, _mm512_maskz_shuffle_f32x4(0xFFFF, vector, vector, 0x4E));
+      vector = larger(vector, _mm512_maskz_shuffle_f32x4(0xFFFF, vector, vector, 0xB1));
+      vector = larger(vector, _mm512_maskz_permute_ps(0xFFFF, vector, 0x4E));
+      return larger(vector, _mm512_maskz_permute_ps(0xFFFF, vector, 0xB1));
+    } else {
+      vector = larger(vector, _mm512_maskz_shuffle_f64x2(0xFF, vector, vector, 0x4E));
+      vector = larger(vector, _mm512_maskz_shuffle_f64x2(0xFF, vector, vector, 0xB1));
+      return larger(vector, _mm512_maskz_permute_pd(0xFF, vector, 0x55));
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+      vector = larger(vector, _mm256_permute2f128_ps(vector, vector, 1));
+      vector = larger(vector, _mm256_permute_ps(vector, 0x4E));
+      return larger(vector, _mm256_permute_ps(vector, 0xB1));
+    } else {
+      vector = larger(vector, _mm256_permute2f128_pd(vector, vector, 1));
+      return larger(vector, _mm256_permute_pd(vector, 0x5));
+    }
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4) {
+      vector = larger(vector, _mm_shuffle_ps(vector, vector, 0x4E));
+      return larger(vector, _mm_shuffle_ps(vector, vector, 0xB1));
+    } else {
+      return larger(vector, _mm_shuffle_pd(vector, vector, 1));
+    }
+#else
+    T lanes[kLanes];
+    store(lanes, vector);
+    for (int64_t lane = 1; lane < kLanes; ++lane) lanes[0] = lanes[lane] > lanes[0] ? lanes[lane] : lanes[0];
+    return broadcast(lanes[0]);
+#endif
+  }
+  // The highest lane.
+  static T highest(Vector vector) { return first(highest_everywhere(vector)); }
+  static T first(Vector vector) {
+    T lanes[kLanes];
+    store(lanes, vector);
+    return lanes[0];
+  }
+
+  // The place of the lowest bit that is set; there is one.
+  static int64_t lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+    return __builtin_ctzll(bits);
+#else
+    int64_t place = 0;
+    while (!(bits >> place & 1)) ++place;
+    return place;
+#endif
+  }
+
   // The lowest lane.
   static T lowest(Vector vector) {
     T lanes[kLanes];
@@ -81,6 +140,32 @@ struct Simd {
     unsigned bits = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) bits |= (lanes_a[lane] <= lanes_b[lane] ? 1u : 0u) << lane;
     return bits;
+#endif
+  }
+
+  // Bit `lane` is set where a < b; neither is NaN.
+  static unsigned less(Vector a, Vector b) { return ~at_most(b, a) & ((1u << kLanes) - 1); }
+
+  // The lanes of `index` whose bit is set, written in order to `to`, which has room for a whole vector; their number.
+  static int64_t compress_index(unsigned bits, IndexVector index, Index* to) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      const __m512i lanes = reinterpret_cast<__m512i>(index);
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), lanes));
+    } else {
+      const __m512i lanes = reinterpret_cast<__m512i>(index);
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(static_cast<__mmask8>(bits), lanes));
+    }
+    return __builtin_popcount(bits);
+#else
+    Index lanes[kLanes];
+    store_index(lanes, index);
+    int64_t count = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      to[count] = lanes[lane];
+      count += bits >> lane & 1;
+    }
+    return count;
 #endif
   }
 

@@ -8,6 +8,7 @@
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "common/simd.h"
+#include "knn/backward.h"
 #include "knn/box_search.h"
 #include "knn/few.h"
 #include "knn/knn.h"
@@ -142,25 +143,7 @@ void knn_cpu(const T* queries, const T* points, const int64_t* lengths, T* sq_di
 template <Isa isa, typename T>
 void knn_backward_cpu(const T* grad_sq_dists, const T* queries, const T* points, const int64_t* indices,
                       T* grad_queries, T* grad_points, int64_t B, int64_t M, int64_t N, int64_t k, int num_threads) {
-  parallel_for(B, 1, num_threads, [=](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const T* cloud = points + b * N * 3;
-      T* grad_cloud = grad_points + b * N * 3;
-      std::fill(grad_cloud, grad_cloud + N * 3, T(0));
-      for (int64_t q = b * M; q < (b + 1) * M; ++q) {
-        T sum[3] = {0, 0, 0};
-        for (int64_t j = q * k; j < (q + 1) * k; ++j) {
-          const int64_t p = indices[j] * 3;
-          for (int c = 0; c < 3; ++c) {
-            const T grad = 2 * grad_sq_dists[j] * (queries[q * 3 + c] - cloud[p + c]);
-            sum[c] += grad;
-            grad_cloud[p + c] -= grad;
-          }
-        }
-        for (int c = 0; c < 3; ++c) grad_queries[q * 3 + c] = sum[c];
-      }
-    }
-  });
+  Backward<isa, T>{grad_sq_dists, queries, points, indices, grad_queries, grad_points, B, M, N, k}.run(num_threads);
 }
 
 template void knn_cpu<kIsa, float>(const float*, const float*, const int64_t*, float*, int64_t*, int64_t, int64_t,

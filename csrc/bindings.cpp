@@ -70,16 +70,16 @@ PYBIND11_MODULE(jointmae_native, m) {
   m.def(
       "knn_cpu",
       [](Address queries, Address points, Address lengths, Address sq_dists, Address indices, int64_t B, int64_t M,
-         int64_t N, int64_t k, bool float64, int num_threads) {
+         int64_t N, int64_t k, int path, bool float64, int num_threads) {
         dispatch_cpu(float64, [&](auto level, auto scalar) {
           using T = decltype(scalar);
           jointmae::knn_cpu<decltype(level)::value, T>(pointer<const T>(queries), pointer<const T>(points),
                                                        pointer<const int64_t>(lengths), pointer<T>(sq_dists),
-                                                       pointer<int64_t>(indices), B, M, N, k, num_threads);
+                                                       pointer<int64_t>(indices), B, M, N, k, path, num_threads);
         });
       },
       py::arg("queries"), py::arg("points"), py::arg("lengths"), py::arg("sq_dists"), py::arg("indices"), py::arg("B"),
-      py::arg("M"), py::arg("N"), py::arg("k"), py::arg("float64"), py::arg("num_threads"),
+      py::arg("M"), py::arg("N"), py::arg("k"), py::arg("path"), py::arg("float64"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
 
   m.def(

@@ -103,6 +103,19 @@ struct Simd {
 
   // The lowest lane.
   static T lowest(Vector vector) {
+#if defined(__AVX512F__)
+    const auto lower = [](Vector a, Vector b) { return b < a ? b : a; };
+    if constexpr (sizeof(T) == 4) {
+      vector = lower(vector, _mm512_maskz_shuffle_f32x4(0xFFFF, vector, vector, 0x4E));  // the other half
+      vector = lower(vector, _mm512_maskz_shuffle_f32x4(0xFFFF, vector, vector, 0xB1));  // of the half the other one
+      vector = lower(vector, _mm512_maskz_permute_ps(0xFFFF, vector, 0x4E));
+      return lower(vector, _mm512_maskz_permute_ps(0xFFFF, vector, 0xB1))[0];
+    } else {
+      vector = lower(vector, _mm512_maskz_shuffle_f64x2(0xFF, vector, vector, 0x4E));
+      vector = lower(vector, _mm512_maskz_shuffle_f64x2(0xFF, vector, vector, 0xB1));
+      return lower(vector, _mm512_maskz_permute_pd(0xFF, vector, 0x55))[0];
+    }
+#else
     T lanes[kLanes];
     store(lanes, vector);
     for (int64_t half = kLanes / 2; half > 0; half /= 2) {
@@ -111,6 +124,55 @@ struct Simd {
       }
     }
     return lanes[0];
+#endif
+  }
+
+  // The highest lane.
+  static T highest(Vector vector) { return -lowest(-vector); }
+  static int64_t sum(IndexVector vector) {
+    Index lanes[kLanes];
+    store_index(lanes, vector);
+    int64_t sum = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+    return sum;
+  }
+
+  // `count` with 1 added to the lanes where a < b.
+  static IndexVector add_where_less(Vector a, Vector b, IndexVector count) {
+#if defined(__AVX512F__)
+    const auto counts = reinterpret_cast<__m512i>(count), ones = reinterpret_cast<__m512i>(broadcast_index(1));
+    if constexpr (sizeof(T) == 4) {
+      return reinterpret_cast<IndexVector>(
+          _mm512_mask_add_epi32(counts, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), counts, ones));
+    } else {
+      return reinterpret_cast<IndexVector>(
+          _mm512_mask_add_epi64(counts, _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), counts, ones));
+    }
+#elif defined(__GNUC__)
+    return count - (a < b);
+#else
+    return count + (a < b ? 1 : 0);
+#endif
+  }
+
+  // How many bits are set, of as many as there are lanes.
+  static int64_t count(unsigned bits) {
+    if constexpr (kLanes <= 4) {
+      return 0x4332322132212110u >> 4 * bits & 7;
+    } else {
+      return __builtin_popcount(bits);
+    }
+  }
+
+  // The first lane whose bit is set; there is one.
+  static int64_t lowest_bit(unsigned bits) {
+#if defined(__GNUC__)
+    return __builtin_ctz(bits);
+#else
+    int64_t lane = 0;
+    while (!(bits >> lane & 1)) ++lane;
+    return lane;
+#endif
   }
 
   // Bit `lane` is set where a <= b.

@@ -5,11 +5,18 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "common/isa.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#endif
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define JOINTMAE_SHUFFLE
+#endif
 #endif
 
 namespace jointmae {
@@ -28,7 +35,8 @@ struct Simd {
 #endif
   static constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
-  static Vector broadcast(T value) { return Vector{} + value; }
+  // Less 0, not plus 0: the compiler must know that -0 stays -0, so that nothing is left to calculate.
+  static Vector broadcast(T value) { return value - Vector{}; }
   static IndexVector broadcast_index(Index value) { return IndexVector{} + value; }
   static Vector load(const T* from) {
     Vector vector;
@@ -132,7 +140,38 @@ struct Simd {
     return load_index(lanes);
   }
 
+  // Lane `c` of row `r` becomes lane `r` of row `c`.
+  static void transpose(Vector (&rows)[kLanes]) { transpose_halves<kLanes / 2>(rows); }
+
   static int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+ private:
+  // Of each square of 2 * half rows and lanes, two quarters change places; then the same within the quarters.
+  template <int64_t half>
+  static void transpose_halves(Vector (&rows)[kLanes]) {
+    if constexpr (half > 0) {
+      for (int64_t r = 0; r < kLanes; ++r) {
+        if (r & half) continue;
+        const Vector a = rows[r], b = rows[r + half];
+        rows[r] = quarters<half, 0>(a, b, std::make_integer_sequence<int64_t, kLanes>{});
+        rows[r + half] = quarters<half, half>(a, b, std::make_integer_sequence<int64_t, kLanes>{});
+      }
+      transpose_halves<half / 2>(rows);
+    }
+  }
+
+  template <int64_t half, int64_t begin, int64_t... lane>
+  static Vector quarters(Vector a, Vector b, std::integer_sequence<int64_t, lane...>) {
+#if defined(JOINTMAE_SHUFFLE)
+    return __builtin_shufflevector(a, b, (begin + (lane & half ? lane - half + kLanes : lane))...);
+#else
+    T from[2 * kLanes], to[kLanes];
+    store(from, a);
+    store(from + kLanes, b);
+    ((to[lane] = from[begin + (lane & half ? lane - half + kLanes : lane)]), ...);
+    return load(to);
+#endif
+  }
 };
 
 }  // namespace jointmae

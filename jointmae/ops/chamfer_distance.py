@@ -23,6 +23,7 @@ _OP = "chamfer_distance"
 _NORMS = ("l2", "l1")
 _REDUCTIONS = ("mean", "sum", "none")
 _PATH = 0  # which CUDA kernels: 0 by size, 1 those for large clouds
+_CPU_PATH = 0  # 0 by size, 1 many pairs at once, 2 every point against every other, 3 boxes
 
 
 @overload
@@ -134,6 +135,7 @@ def _cpu(
         x.shape[0],
         x.shape[1],
         y.shape[1],
+        _CPU_PATH,
         x.dtype == torch.float64,
         torch.get_num_threads(),
     )

@@ -99,6 +99,7 @@ class BoxSearch {
       load(box);
       for (Queries& queries : queries_) {
         for (int64_t block = home * kBlocksInBox; block < (home + 1) * kBlocksInBox; ++block) meet(queries, block);
+        queries.farthest = -S::lowest(-queries.sq_dist);
       }
       meet_others(box, home);
       write(box);
@@ -109,9 +110,10 @@ class BoxSearch {
   // kLanes of them, and the nearest that they have met.
   struct Queries {
     Vector x, y, z, sq_dist;
-    IndexVector block;   // where it is
-    IndexVector index;   // which one it is, or kUnknown: looked up when needed
-    T low[3], high[3];   // the corners of their block
+    IndexVector block;  // where it is
+    IndexVector index;  // which one it is, or kUnknown: looked up when needed
+    T farthest;         // the largest of sq_dist
+    T low[3], high[3];  // the corners of their block
   };
 
   void load(int64_t box) {
@@ -161,8 +163,8 @@ class BoxSearch {
   void meet_others(int64_t box, int64_t home) {
     T low[3], high[3];
     for (int c = 0; c < 3; ++c) low[c] = from_.boxes.bounds.low[c][box], high[c] = from_.boxes.bounds.high[c][box];
-    T largest = farthest(queries_[0]);
-    for (int64_t v = 1; v < kVectors; ++v) largest = std::max(largest, farthest(queries_[v]));
+    T largest = queries_[0].farthest;
+    for (int64_t v = 1; v < kVectors; ++v) largest = std::max(largest, queries_[v].farthest);
     for (int64_t first = 0; first < points_.num_groups; first += S::kLanes) {
       const Vector bound = points_.group_bounds.sq_distance_from(low, high, first);
       for (unsigned groups = S::at_most(bound, S::broadcast(largest)); groups != 0; groups &= groups - 1) {
@@ -171,30 +173,33 @@ class BoxSearch {
     }
   }
 
-  // The largest distance that one of the queries has.
-  static T farthest(const Queries& queries) { return -S::lowest(-queries.sq_dist); }
-
   void meet_group(Queries& queries, int64_t group, int64_t home) {
     const int64_t begin = group * kBoxesInGroup, end = std::min(begin + kBoxesInGroup, points_.num_boxes);
     for (int64_t box = begin; box < end; box += S::kLanes) {
-      const Vector limit = S::broadcast(farthest(queries));
+      const Vector limit = S::broadcast(queries.farthest);
       unsigned boxes = S::at_most(points_.bounds.sq_distance_from(queries.low, queries.high, box), limit);
       while (boxes != 0) {
         const int64_t several = lowest_bit(boxes) / kBoxesAtOnce * kBoxesAtOnce;
+        if (box + several >= end) break;  // no boxes, but as near as any where all distances are infinite
         meet_boxes(queries, box + several, home);
         boxes &= ~(((1u << kBoxesAtOnce) - 1) << several);
       }
     }
   }
 
+  // kBoxesAtOnce boxes from `box` on. All their blocks are tested before any is met: so there is nothing to be guessed.
   void meet_boxes(Queries& queries, int64_t box, int64_t home) {
     const int64_t first = box * kBlocksInBox;
-    const Vector limit = S::broadcast(farthest(queries));
-    unsigned blocks = S::at_most(to_.blocks.sq_distance_from(queries.low, queries.high, first), limit);
-    for (; blocks != 0; blocks &= blocks - 1) {
-      const int64_t block = first + lowest_bit(blocks);
-      if (block / kBlocksInBox != home && may_improve(queries, block)) meet(queries, block);
+    const Vector limit = S::broadcast(queries.farthest);
+    int64_t blocks[S::kLanes], count = 0;
+    unsigned close = S::at_most(to_.blocks.sq_distance_from(queries.low, queries.high, first), limit);
+    for (; close != 0; close &= close - 1) {
+      blocks[count] = first + lowest_bit(close);
+      const int64_t in_box = blocks[count] / kBlocksInBox;
+      count += in_box != home && in_box < points_.num_boxes && may_improve(queries, blocks[count]);
     }
+    for (int64_t i = 0; i < count; ++i) meet(queries, blocks[i]);
+    queries.farthest = -S::lowest(-queries.sq_dist);
   }
 
   // Whether a block may hold something nearer for one of the queries, or as near with a lower index.
@@ -203,10 +208,9 @@ class BoxSearch {
     const Vector dy = outside(queries.y, to_.blocks.low[1][block], to_.blocks.high[1][block]);
     const Vector dz = outside(queries.z, to_.blocks.low[2][block], to_.blocks.high[2][block]);
     const Vector bound = (dx * dx + dy * dy) + dz * dz;
-    const unsigned at_most = S::at_most(bound, queries.sq_dist);
-    if (at_most == 0) return false;
-    const unsigned ties = at_most & S::at_most(queries.sq_dist, bound);
-    return ties != at_most || may_break_ties(queries, block, ties);
+    const unsigned at_most = S::at_most(bound, queries.sq_dist), at_least = S::at_most(queries.sq_dist, bound);
+    const unsigned ties = at_most & at_least;
+    return ties == 0 || ties != at_most ? at_most != 0 : may_break_ties(queries, block, ties);
   }
 
   // How far along an axis, up to the sign, 0 inside.
@@ -218,9 +222,7 @@ class BoxSearch {
 
   void meet(Queries& queries, int64_t block) {
     const Vector nearest = lowest_of(queries, block);
-    const unsigned at_most = S::at_most(nearest, queries.sq_dist);
-    if (at_most == 0) return;
-    const unsigned ties = at_most & S::at_most(queries.sq_dist, nearest);
+    const unsigned ties = S::at_most(nearest, queries.sq_dist) & S::at_most(queries.sq_dist, nearest);
     const auto closer = nearest < queries.sq_dist;
     queries.sq_dist = closer ? nearest : queries.sq_dist;
     queries.block = closer ? S::broadcast_index(static_cast<Index>(block)) : queries.block;
@@ -261,8 +263,8 @@ class BoxSearch {
 
   Index index_of(Queries& queries, int64_t lane) {
     if (queries.index[lane] == kUnknown) {
-      queries.index[lane] = lowest_index(queries.x[lane], queries.y[lane], queries.z[lane], queries.sq_dist[lane],
-                                         queries.block[lane]);
+      queries.index[lane] =
+          lowest_index(queries.x[lane], queries.y[lane], queries.z[lane], queries.sq_dist[lane], queries.block[lane]);
     }
     return queries.index[lane];
   }

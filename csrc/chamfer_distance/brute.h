@@ -1,6 +1,6 @@
-// One pair of clouds, every point against every other. Each row (a point of x) meets all columns (the points of y) once,
-// for both directions; the loop keeps minima only. Where a minimum lies is known to a tile of columns or a block of
-// rows, in which the equal distance is then looked for.
+// One pair of clouds, every point against every other. Each row (a point of x) meets all columns (the points of y)
+// once, for both directions; the loop keeps minima only. Where a minimum lies is known to a tile of columns or a block
+// of rows, in which the equal distance is then looked for.
 #pragma once
 
 #include <algorithm>
@@ -75,7 +75,7 @@ void meet(const Coordinates<isa, T>& columns, int64_t begin, int64_t end, const 
 // Rows begin..end-1 against all M columns.
 template <Isa isa, typename T>
 void meet_rows_with_all(const T* x, int64_t begin, int64_t end, const Coordinates<isa, T>& columns, int64_t M,
-              Columns<isa, T> known, T* d_xy, int64_t* index_xy) {
+                        Columns<isa, T> known, T* d_xy, int64_t* index_xy) {
   constexpr int64_t R = kRows<isa>;
   const int64_t padded = Simd<isa, T>::round_up(M);
   for (int64_t j = 0; j < padded; ++j) {

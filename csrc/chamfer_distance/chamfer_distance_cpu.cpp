@@ -1,11 +1,11 @@
 // By the size of the pairs: tiny ones many at a time, small ones every point against every other, others by boxes. Over
 // pairs where there are enough of them for the threads, over parts of a pair elsewhere.
-#include "chamfer_distance/chamfer_distance.h"
-
 #include <algorithm>
 
+#include "chamfer_distance/backward.h"
 #include "chamfer_distance/box_search.h"
 #include "chamfer_distance/brute.h"
+#include "chamfer_distance/chamfer_distance.h"
 #include "chamfer_distance/many_pairs.h"
 #include "common/parallel.h"
 
@@ -23,9 +23,16 @@ struct Pairs {
 
   // Those from b on.
   Pairs from(int64_t b) const {
-    return {x + b * N * 3, y + b * M * 3, lengths_x ? lengths_x + b : nullptr, lengths_y ? lengths_y + b : nullptr,
-            d_xy + b * N,  d_yx + b * M,  index_xy + b * N,                    index_yx + b * M,
-            N,             M};
+    return {x + b * N * 3,
+            y + b * M * 3,
+            lengths_x ? lengths_x + b : nullptr,
+            lengths_y ? lengths_y + b : nullptr,
+            d_xy + b * N,
+            d_yx + b * M,
+            index_xy + b * N,
+            index_yx + b * M,
+            N,
+            M};
   }
   // The number of points in the first pair.
   int64_t n() const { return lengths_x ? *lengths_x : N; }
@@ -82,8 +89,9 @@ void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
   const auto search = [](const BoxedCloud<isa, T>& from, const BoxedCloud<isa, T>& to, T* d, int64_t* index,
                          int threads) {
     const int64_t num_boxes = from.boxes.num_boxes;
-    parallel_for(num_boxes, grain_for(num_boxes, threads), threads,
-                 [&, d, index](int64_t first, int64_t last) { BoxSearch<isa, T>(from, to, d, index).run(first, last); });
+    parallel_for(num_boxes, grain_for(num_boxes, threads), threads, [&, d, index](int64_t first, int64_t last) {
+      BoxSearch<isa, T>(from, to, d, index).run(first, last);
+    });
   };
   const auto run = [=](BoxedCloud<isa, T>& x, BoxedCloud<isa, T>& y, int64_t b, int threads) {
     const Pairs<isa, T> pair = pairs.from(b);
@@ -100,11 +108,14 @@ void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
   });
 }
 
-// As far as measured.
-ChamferCpuPath path_for(int64_t B, int64_t N, int64_t M, int64_t num_lanes) {
-  constexpr int64_t kMostInLanes = 64;   // points of a cloud whose memory is in the nearest cache for all lanes
-  constexpr int64_t kFewestInBoxes = 128;  // N * M / (N + M) from which on sorting both clouds is paid back
-  if (N <= kMostInLanes && M <= kMostInLanes && B >= num_lanes / 2) return ChamferCpuPath::many_pairs;
+// As measured: a lane's share of a vector is cheap, but needs many pairs; sorting both clouds must be paid back.
+ChamferCpuPath path_for(int64_t B, int64_t N, int64_t M, int64_t num_lanes, int num_threads) {
+  constexpr int64_t kTiny = 64, kMostInLanes = 512;  // points
+  constexpr int64_t kFewestInBoxes = 128;            // of N * M / (N + M)
+  const int64_t most = std::max(N, M);
+  if (most <= kTiny ? B >= num_lanes / 2 : most <= kMostInLanes && B >= num_lanes * num_threads) {
+    return ChamferCpuPath::many_pairs;
+  }
   return N >= kFewestInBoxes * (N + M) / M ? ChamferCpuPath::boxes : ChamferCpuPath::brute;
 }
 
@@ -115,60 +126,56 @@ void chamfer_distance_cpu(const T* x, const T* y, const int64_t* lengths_x, cons
                           int64_t* index_xy, int64_t* index_yx, int64_t B, int64_t N, int64_t M, ChamferCpuPath path,
                           int num_threads) {
   const Pairs<isa, T> pairs{x, y, lengths_x, lengths_y, d_xy, d_yx, index_xy, index_yx, N, M};
-  if (path == ChamferCpuPath::by_size) path = path_for(B, N, M, Simd<isa, T>::kLanes);
+  if (path == ChamferCpuPath::by_size) path = path_for(B, N, M, Simd<isa, T>::kLanes, num_threads);
   if (path == ChamferCpuPath::many_pairs) return by_many(pairs, B, num_threads);
   if (path == ChamferCpuPath::boxes) return by_boxes(pairs, B, num_threads);
   brute(pairs, B, num_threads);
 }
 
-namespace {
-
-// Adds the gradient of sum(grad_d * d), d the squared distances from `from` to its nearest in `to`.
 template <Isa isa, typename T>
-void add_gradient(const T* grad_d, const T* from, const T* to, const int64_t* index, T* grad_from, T* grad_to,
-                  int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t j = index[i];
-    for (int c = 0; c < 3; ++c) {
-      const T grad = 2 * grad_d[i] * (from[3 * i + c] - to[3 * j + c]);
-      grad_from[3 * i + c] += grad;
-      grad_to[3 * j + c] -= grad;
-    }
+void chamfer_distance_backward_cpu(const T* grad_d_xy, const T* grad_d_yx, int64_t step_xy, int64_t step_yx, const T* x,
+                                   const T* y, const int64_t* lengths_x, const int64_t* lengths_y,
+                                   const int64_t* index_xy, const int64_t* index_yx, T* grad_x, T* grad_y, int64_t B,
+                                   int64_t N, int64_t M, int num_threads) {
+  const auto side_x = [=](int64_t b) {
+    return GradientSide<isa, T>{grad_d_xy + b * N * step_xy,
+                                x + b * N * 3,
+                                index_xy + b * N,
+                                grad_x + b * N * 3,
+                                lengths_x ? lengths_x[b] : N,
+                                N,
+                                step_xy};
+  };
+  const auto side_y = [=](int64_t b) {
+    return GradientSide<isa, T>{grad_d_yx + b * M * step_yx,
+                                y + b * M * 3,
+                                index_yx + b * M,
+                                grad_y + b * M * 3,
+                                lengths_y ? lengths_y[b] : M,
+                                M,
+                                step_yx};
+  };
+  if (B < num_threads) {
+    for (int64_t b = 0; b < B; ++b) gradient_of_large_pair(side_x(b), side_y(b), num_threads);
+    return;
   }
-}
-
-}  // namespace
-
-template <Isa isa, typename T>
-void chamfer_distance_backward_cpu(const T* grad_d_xy, const T* grad_d_yx, const T* x, const T* y,
-                                   const int64_t* lengths_x, const int64_t* lengths_y, const int64_t* index_xy,
-                                   const int64_t* index_yx, T* grad_x, T* grad_y, int64_t B, int64_t N, int64_t M,
-                                   int num_threads) {
-  const int64_t grain = std::max<int64_t>(1, B / (8 * num_threads));
-  parallel_for(B, grain, num_threads, [=](int64_t begin, int64_t end) {
-    std::fill(grad_x + begin * N * 3, grad_x + end * N * 3, T(0));
-    std::fill(grad_y + begin * M * 3, grad_y + end * M * 3, T(0));
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t px = b * N, py = b * M;
-      add_gradient<isa>(grad_d_xy + px, x + 3 * px, y + 3 * py, index_xy + px, grad_x + 3 * px, grad_y + 3 * py,
-                        lengths_x ? lengths_x[b] : N);
-      add_gradient<isa>(grad_d_yx + py, y + 3 * py, x + 3 * px, index_yx + py, grad_y + 3 * py, grad_x + 3 * px,
-                        lengths_y ? lengths_y[b] : M);
-    }
+  parallel_for(B, grain_for(B, num_threads), num_threads, [=](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) gradient_of_pair(side_x(b), side_y(b));
   });
 }
 
 template void chamfer_distance_cpu<kIsa, float>(const float*, const float*, const int64_t*, const int64_t*, float*,
-                                                float*, int64_t*, int64_t*, int64_t, int64_t, int64_t,
-                                                ChamferCpuPath, int);
+                                                float*, int64_t*, int64_t*, int64_t, int64_t, int64_t, ChamferCpuPath,
+                                                int);
 template void chamfer_distance_cpu<kIsa, double>(const double*, const double*, const int64_t*, const int64_t*, double*,
-                                                 double*, int64_t*, int64_t*, int64_t, int64_t, int64_t,
-                                                 ChamferCpuPath, int);
-template void chamfer_distance_backward_cpu<kIsa, float>(const float*, const float*, const float*, const float*,
-                                                         const int64_t*, const int64_t*, const int64_t*, const int64_t*,
-                                                         float*, float*, int64_t, int64_t, int64_t, int);
-template void chamfer_distance_backward_cpu<kIsa, double>(const double*, const double*, const double*, const double*,
-                                                          const int64_t*, const int64_t*, const int64_t*,
+                                                 double*, int64_t*, int64_t*, int64_t, int64_t, int64_t, ChamferCpuPath,
+                                                 int);
+template void chamfer_distance_backward_cpu<kIsa, float>(const float*, const float*, int64_t, int64_t, const float*,
+                                                         const float*, const int64_t*, const int64_t*, const int64_t*,
+                                                         const int64_t*, float*, float*, int64_t, int64_t, int64_t,
+                                                         int);
+template void chamfer_distance_backward_cpu<kIsa, double>(const double*, const double*, int64_t, int64_t, const double*,
+                                                          const double*, const int64_t*, const int64_t*, const int64_t*,
                                                           const int64_t*, double*, double*, int64_t, int64_t, int64_t,
                                                           int);
 

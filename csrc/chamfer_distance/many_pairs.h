@@ -1,5 +1,5 @@
-// Many pairs of small clouds at once, one in each lane of the vectors: no loop is shorter than the clouds are, nothing is
-// reduced across lanes, and nothing is looked for afterwards.
+// Many pairs of small clouds at once, one in each lane of the vectors: no loop is shorter than the clouds are, nothing
+// is reduced across lanes, and nothing is looked for afterwards.
 #pragma once
 
 #include <algorithm>

@@ -51,16 +51,7 @@ struct Simd {
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
   static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
   // The lowest lane.
-  static T lowest(Vector vector) {
-    T lanes[kLanes];
-    store(lanes, vector);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t lane = 0; lane < half; ++lane) {
-        lanes[lane] = lanes[lane + half] < lanes[lane] ? lanes[lane + half] : lanes[lane];
-      }
-    }
-    return lanes[0];
-  }
+  static T lowest(Vector vector) { return lowest_of<kLanes / 2>(vector); }
 
   // Bit `lane` is set where a <= b.
   static unsigned at_most(Vector a, Vector b) {
@@ -146,6 +137,31 @@ struct Simd {
   static int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
  private:
+  // Of the first 2 * half lanes.
+  template <int64_t half>
+  static T lowest_of(Vector vector) {
+    if constexpr (half > 0) {
+      const Vector other = second_half<half>(vector, std::make_integer_sequence<int64_t, kLanes>{});
+      return lowest_of<half / 2>(other < vector ? other : vector);
+    } else {
+      T first;
+      std::memcpy(&first, &vector, sizeof first);
+      return first;
+    }
+  }
+
+  template <int64_t half, int64_t... lane>
+  static Vector second_half(Vector vector, std::integer_sequence<int64_t, lane...>) {
+#if defined(JOINTMAE_SHUFFLE)
+    return __builtin_shufflevector(vector, vector, (lane < half ? lane + half : lane)...);
+#else
+    T from[kLanes], to[kLanes];
+    store(from, vector);
+    ((to[lane] = from[lane < half ? lane + half : lane]), ...);
+    return load(to);
+#endif
+  }
+
   // Of each square of 2 * half rows and lanes, two quarters change places; then the same within the quarters.
   template <int64_t half>
   static void transpose_halves(Vector (&rows)[kLanes]) {

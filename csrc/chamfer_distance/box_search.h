@@ -83,8 +83,8 @@ class BoxSearch {
   using S = Simd<isa, T>;
   using Vector = typename S::Vector;
   using Index = typename S::Index;
-  using IndexVector = typename S::IndexVector;
   static constexpr int64_t kVectors = kBoxSize / S::kLanes;  // of queries in a box
+  static constexpr int64_t kBoxesAtOnce = S::kLanes > kBlocksInBox ? S::kLanes / kBlocksInBox : 1;
   static constexpr Index kUnknown = -1, kNoPoint = Boxes<isa, T>::kNoPoint;
 
  public:
@@ -99,7 +99,7 @@ class BoxSearch {
       load(box);
       for (Queries& queries : queries_) {
         for (int64_t block = home * kBlocksInBox; block < (home + 1) * kBlocksInBox; ++block) meet(queries, block);
-        queries.farthest = -S::lowest(-queries.sq_dist);
+        queries.farthest = -S::lowest(-S::load(queries.sq_dist));
       }
       meet_others(box, home);
       write(box);
@@ -109,23 +109,25 @@ class BoxSearch {
  private:
   // kLanes of them, and the nearest that they have met.
   struct Queries {
-    Vector x, y, z, sq_dist;
-    IndexVector block;  // where it is
-    IndexVector index;  // which one it is, or kUnknown: looked up when needed
-    T farthest;         // the largest of sq_dist
-    T low[3], high[3];  // the corners of their block
+    alignas(S::kBytes) T x[S::kLanes], y[S::kLanes], z[S::kLanes], sq_dist[S::kLanes];
+    alignas(S::kBytes) Index block[S::kLanes];  // where it is
+    alignas(S::kBytes) Index index[S::kLanes];  // which one it is, or kUnknown: looked up when needed
+    T farthest;                                 // the largest of sq_dist
+    T low[3], high[3];                          // the corners of their block
   };
 
   void load(int64_t box) {
     for (int64_t v = 0; v < kVectors; ++v) {
       const int64_t i = box * kBoxSize + v * S::kLanes, block = i / kBlockSize;
       Queries& queries = queries_[v];
-      queries.x = S::load(from_.boxes.x + i), queries.y = S::load(from_.boxes.y + i);
-      queries.z = S::load(from_.boxes.z + i);
-      // Where there is no query (x is NaN) nothing is nearer than what it has.
-      const Vector infinity = S::broadcast(std::numeric_limits<T>::infinity());
-      queries.sq_dist = queries.x == queries.x ? infinity : -infinity;
-      queries.block = S::broadcast_index(0), queries.index = S::broadcast_index(kNoPoint);
+      for (int64_t lane = 0; lane < S::kLanes; ++lane) {
+        queries.x[lane] = from_.boxes.x[i + lane], queries.y[lane] = from_.boxes.y[i + lane];
+        queries.z[lane] = from_.boxes.z[i + lane];
+        // Where there is no query nothing is nearer than what it has.
+        const T infinity = std::numeric_limits<T>::infinity();
+        queries.sq_dist[lane] = i + lane < from_.boxes.num_points ? infinity : -infinity;
+        queries.block[lane] = 0, queries.index[lane] = kNoPoint;
+      }
       for (int c = 0; c < 3; ++c) {
         queries.low[c] = from_.blocks.low[c][block], queries.high[c] = from_.blocks.high[c][block];
       }
@@ -150,7 +152,7 @@ class BoxSearch {
     for (int64_t first = 0; first < points_.num_groups; first += S::kLanes) {
       const Vector bound = points_.group_bounds.sq_distance_from(x, y, z, first);
       for (unsigned groups = S::at_most(bound, S::broadcast(least)); groups != 0; groups &= groups - 1) {
-        look_at_group(first + lowest_bit(groups));
+        look_at_group(first + S::lowest_bit(groups));
       }
     }
     return guess;
@@ -168,7 +170,7 @@ class BoxSearch {
     for (int64_t first = 0; first < points_.num_groups; first += S::kLanes) {
       const Vector bound = points_.group_bounds.sq_distance_from(low, high, first);
       for (unsigned groups = S::at_most(bound, S::broadcast(largest)); groups != 0; groups &= groups - 1) {
-        for (Queries& queries : queries_) meet_group(queries, first + lowest_bit(groups), home);
+        for (Queries& queries : queries_) meet_group(queries, first + S::lowest_bit(groups), home);
       }
     }
   }
@@ -179,7 +181,7 @@ class BoxSearch {
       const Vector limit = S::broadcast(queries.farthest);
       unsigned boxes = S::at_most(points_.bounds.sq_distance_from(queries.low, queries.high, box), limit);
       while (boxes != 0) {
-        const int64_t several = lowest_bit(boxes) / kBoxesAtOnce * kBoxesAtOnce;
+        const int64_t several = S::lowest_bit(boxes) / kBoxesAtOnce * kBoxesAtOnce;
         if (box + several >= end) break;  // no boxes, but as near as any where all distances are infinite
         meet_boxes(queries, box + several, home);
         boxes &= ~(((1u << kBoxesAtOnce) - 1) << several);
@@ -189,27 +191,29 @@ class BoxSearch {
 
   // kBoxesAtOnce boxes from `box` on. All their blocks are tested before any is met: so there is nothing to be guessed.
   void meet_boxes(Queries& queries, int64_t box, int64_t home) {
-    const int64_t first = box * kBlocksInBox;
+    const int64_t first = box * kBlocksInBox, end = std::min(box + kBoxesAtOnce, points_.num_boxes) * kBlocksInBox;
     const Vector limit = S::broadcast(queries.farthest);
-    int64_t blocks[S::kLanes], count = 0;
-    unsigned close = S::at_most(to_.blocks.sq_distance_from(queries.low, queries.high, first), limit);
-    for (; close != 0; close &= close - 1) {
-      blocks[count] = first + lowest_bit(close);
-      const int64_t in_box = blocks[count] / kBlocksInBox;
-      count += in_box != home && in_box < points_.num_boxes && may_improve(queries, blocks[count]);
+    int64_t blocks[kBoxesAtOnce * kBlocksInBox], count = 0;
+    for (int64_t some = first; some < end; some += S::kLanes) {
+      unsigned close = S::at_most(to_.blocks.sq_distance_from(queries.low, queries.high, some), limit);
+      for (; close != 0; close &= close - 1) {
+        const int64_t block = some + S::lowest_bit(close);
+        blocks[count] = block;
+        count += block / kBlocksInBox != home && block < end && may_improve(queries, block);
+      }
     }
     for (int64_t i = 0; i < count; ++i) meet(queries, blocks[i]);
-    queries.farthest = -S::lowest(-queries.sq_dist);
+    queries.farthest = -S::lowest(-S::load(queries.sq_dist));
   }
 
   // Whether a block may hold something nearer for one of the queries, or as near with a lower index.
   bool may_improve(Queries& queries, int64_t block) {
-    const Vector dx = outside(queries.x, to_.blocks.low[0][block], to_.blocks.high[0][block]);
-    const Vector dy = outside(queries.y, to_.blocks.low[1][block], to_.blocks.high[1][block]);
-    const Vector dz = outside(queries.z, to_.blocks.low[2][block], to_.blocks.high[2][block]);
+    const Vector dx = outside(S::load(queries.x), to_.blocks.low[0][block], to_.blocks.high[0][block]);
+    const Vector dy = outside(S::load(queries.y), to_.blocks.low[1][block], to_.blocks.high[1][block]);
+    const Vector dz = outside(S::load(queries.z), to_.blocks.low[2][block], to_.blocks.high[2][block]);
     const Vector bound = (dx * dx + dy * dy) + dz * dz;
-    const unsigned at_most = S::at_most(bound, queries.sq_dist), at_least = S::at_most(queries.sq_dist, bound);
-    const unsigned ties = at_most & at_least;
+    const Vector sq_dist = S::load(queries.sq_dist);
+    const unsigned at_most = S::at_most(bound, sq_dist), ties = at_most & S::at_most(sq_dist, bound);
     return ties == 0 || ties != at_most ? at_most != 0 : may_break_ties(queries, block, ties);
   }
 
@@ -222,17 +226,19 @@ class BoxSearch {
 
   void meet(Queries& queries, int64_t block) {
     const Vector nearest = lowest_of(queries, block);
-    const unsigned ties = S::at_most(nearest, queries.sq_dist) & S::at_most(queries.sq_dist, nearest);
-    const auto closer = nearest < queries.sq_dist;
-    queries.sq_dist = closer ? nearest : queries.sq_dist;
-    queries.block = closer ? S::broadcast_index(static_cast<Index>(block)) : queries.block;
-    queries.index = closer ? S::broadcast_index(kUnknown) : queries.index;
+    const Vector before = S::load(queries.sq_dist);
+    const auto closer = nearest < before;
+    S::store(queries.sq_dist, closer ? nearest : before);
+    const auto here = S::broadcast_index(static_cast<Index>(block)), unknown = S::broadcast_index(kUnknown);
+    S::store_index(queries.block, closer ? here : S::load_index(queries.block));
+    S::store_index(queries.index, closer ? unknown : S::load_index(queries.index));
+    const unsigned ties = S::at_most(nearest, before) & S::at_most(before, nearest);
     if (ties != 0) break_ties(queries, block, ties);
   }
 
   // Of each query to the points of a block.
   JOINTMAE_NOINLINE Vector lowest_of(const Queries& queries, int64_t block) const {
-    const Vector x = queries.x, y = queries.y, z = queries.z;
+    const Vector x = S::load(queries.x), y = S::load(queries.y), z = S::load(queries.z);
     Vector nearest = S::broadcast(std::numeric_limits<T>::infinity());
     for (int64_t p = block * kBlockSize; p < (block + 1) * kBlockSize; ++p) {
       const Vector px = S::broadcast(points_.x[p]), py = S::broadcast(points_.y[p]), pz = S::broadcast(points_.z[p]);
@@ -247,7 +253,7 @@ class BoxSearch {
     Index lowest = index[0];
     for (int64_t p = 1; p < kBlockSize; ++p) lowest = std::min<Index>(lowest, index[p]);
     for (; ties != 0; ties &= ties - 1) {
-      if (lowest < index_of(queries, lowest_bit(ties))) return true;
+      if (lowest < index_of(queries, S::lowest_bit(ties))) return true;
     }
     return false;
   }
@@ -255,7 +261,7 @@ class BoxSearch {
   // Queries for which `block` holds points as near as what they have.
   JOINTMAE_NOINLINE void break_ties(Queries& queries, int64_t block, unsigned ties) {
     for (; ties != 0; ties &= ties - 1) {
-      const int64_t lane = lowest_bit(ties);
+      const int64_t lane = S::lowest_bit(ties);
       const Index found = lowest_index(queries.x[lane], queries.y[lane], queries.z[lane], queries.sq_dist[lane], block);
       if (found < index_of(queries, lane)) queries.block[lane] = static_cast<Index>(block), queries.index[lane] = found;
     }
@@ -276,32 +282,20 @@ class BoxSearch {
     for (int64_t p = block * kBlockSize; p < (block + 1) * kBlockSize; p += S::kLanes) {
       const Vector px = S::load(points_.x + p), py = S::load(points_.y + p), pz = S::load(points_.z + p);
       unsigned found = S::at_most(sq_distance<isa>(qx, qy, qz, px, py, pz), wanted);
-      for (; found != 0; found &= found - 1) lowest = std::min<Index>(lowest, points_.index[p + lowest_bit(found)]);
+      for (; found != 0; found &= found - 1) lowest = std::min<Index>(lowest, points_.index[p + S::lowest_bit(found)]);
     }
     return lowest;
   }
 
   void write(int64_t box) {
-    for (int64_t v = 0; v < kVectors; ++v) {
-      T sq_dist[S::kLanes];
-      Index block[S::kLanes], index[S::kLanes];
-      S::store(sq_dist, queries_[v].sq_dist);
-      S::store_index(block, queries_[v].block);
-      S::store_index(index, queries_[v].index);
-      const int64_t begin = box * kBoxSize + v * S::kLanes, count = std::min(S::kLanes, from_.boxes.num_points - begin);
-      for (int64_t lane = 0; lane < count; ++lane) {
-        const int64_t i = begin + lane, query = from_.boxes.index[i];
-        sq_dists_[query] = sq_dist[lane];
-        indices_[query] = index[lane] != kUnknown ? index[lane]
-                                                  : lowest_index(from_.boxes.x[i], from_.boxes.y[i], from_.boxes.z[i],
-                                                                 sq_dist[lane], block[lane]);
-      }
+    const int64_t begin = box * kBoxSize, count = std::min(kBoxSize, from_.boxes.num_points - begin);
+    for (int64_t i = 0; i < count; ++i) {
+      Queries& queries = queries_[i / S::kLanes];
+      const int64_t query = from_.boxes.index[begin + i];
+      sq_dists_[query] = queries.sq_dist[i % S::kLanes];
+      indices_[query] = index_of(queries, i % S::kLanes);
     }
   }
-
-  static int64_t lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
-
-  static constexpr int64_t kBoxesAtOnce = std::max<int64_t>(S::kLanes / kBlocksInBox, 1);
 
   const BoxedCloud<isa, T>&from_, &to_;
   const Boxes<isa, T>& points_;

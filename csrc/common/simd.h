@@ -113,15 +113,17 @@ struct Simd {
   }
 
   // The first lane in which a equals b, kLanes if none does.
-  static int64_t first_equal(Vector a, Vector b) {
-    const unsigned bits = at_most(a, b) & at_most(b, a);
-    int64_t lane = 0;
+  static int64_t first_equal(Vector a, Vector b) { return lowest_bit((at_most(a, b) & at_most(b, a)) | 1u << kLanes); }
+
+  // The number of the lowest bit that is set: there must be one.
+  static int64_t lowest_bit(unsigned bits) {
 #if defined(__GNUC__)
-    lane = __builtin_ctz(bits | 1u << kLanes);
+    return __builtin_ctz(bits);
 #else
-    while (lane < kLanes && !(bits >> lane & 1)) ++lane;
+    int64_t bit = 0;
+    while (!(bits >> bit & 1)) ++bit;
+    return bit;
 #endif
-    return lane;
   }
 
   // 0, 1, 2...

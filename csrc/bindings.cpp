@@ -127,35 +127,36 @@ PYBIND11_MODULE(jointmae_native, m) {
   m.def(
       "chamfer_distance_cpu",
       [](Address x, Address y, Address lengths_x, Address lengths_y, Address d_xy, Address d_yx, Address index_xy,
-         Address index_yx, int64_t B, int64_t N, int64_t M, bool float64, int num_threads) {
+         Address index_yx, int64_t B, int64_t N, int64_t M, int path, bool float64, int num_threads) {
         dispatch_cpu(float64, [&](auto level, auto scalar) {
           using T = decltype(scalar);
           jointmae::chamfer_distance_cpu<decltype(level)::value, T>(
               pointer<const T>(x), pointer<const T>(y), pointer<const int64_t>(lengths_x),
               pointer<const int64_t>(lengths_y), pointer<T>(d_xy), pointer<T>(d_yx), pointer<int64_t>(index_xy),
-              pointer<int64_t>(index_yx), B, N, M, num_threads);
+              pointer<int64_t>(index_yx), B, N, M, static_cast<jointmae::ChamferCpuPath>(path), num_threads);
         });
       },
       py::arg("x"), py::arg("y"), py::arg("lengths_x"), py::arg("lengths_y"), py::arg("d_xy"), py::arg("d_yx"),
-      py::arg("index_xy"), py::arg("index_yx"), py::arg("B"), py::arg("N"), py::arg("M"), py::arg("float64"),
-      py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("index_xy"), py::arg("index_yx"), py::arg("B"), py::arg("N"), py::arg("M"), py::arg("path"),
+      py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "chamfer_distance_backward_cpu",
-      [](Address grad_d_xy, Address grad_d_yx, Address x, Address y, Address lengths_x, Address lengths_y,
-         Address index_xy, Address index_yx, Address grad_x, Address grad_y, int64_t B, int64_t N, int64_t M,
-         bool float64, int num_threads) {
+      [](Address grad_d_xy, Address grad_d_yx, int64_t step_xy, int64_t step_yx, Address x, Address y,
+         Address lengths_x, Address lengths_y, Address index_xy, Address index_yx, Address grad_x, Address grad_y,
+         int64_t B, int64_t N, int64_t M, bool float64, int num_threads) {
         dispatch_cpu(float64, [&](auto level, auto scalar) {
           using T = decltype(scalar);
           jointmae::chamfer_distance_backward_cpu<decltype(level)::value, T>(
-              pointer<const T>(grad_d_xy), pointer<const T>(grad_d_yx), pointer<const T>(x), pointer<const T>(y),
-              pointer<const int64_t>(lengths_x), pointer<const int64_t>(lengths_y), pointer<const int64_t>(index_xy),
-              pointer<const int64_t>(index_yx), pointer<T>(grad_x), pointer<T>(grad_y), B, N, M, num_threads);
+              pointer<const T>(grad_d_xy), pointer<const T>(grad_d_yx), step_xy, step_yx, pointer<const T>(x),
+              pointer<const T>(y), pointer<const int64_t>(lengths_x), pointer<const int64_t>(lengths_y),
+              pointer<const int64_t>(index_xy), pointer<const int64_t>(index_yx), pointer<T>(grad_x),
+              pointer<T>(grad_y), B, N, M, num_threads);
         });
       },
-      py::arg("grad_d_xy"), py::arg("grad_d_yx"), py::arg("x"), py::arg("y"), py::arg("lengths_x"),
-      py::arg("lengths_y"), py::arg("index_xy"), py::arg("index_yx"), py::arg("grad_x"), py::arg("grad_y"),
-      py::arg("B"), py::arg("N"), py::arg("M"), py::arg("float64"), py::arg("num_threads"),
+      py::arg("grad_d_xy"), py::arg("grad_d_yx"), py::arg("step_xy"), py::arg("step_yx"), py::arg("x"), py::arg("y"),
+      py::arg("lengths_x"), py::arg("lengths_y"), py::arg("index_xy"), py::arg("index_yx"), py::arg("grad_x"),
+      py::arg("grad_y"), py::arg("B"), py::arg("N"), py::arg("M"), py::arg("float64"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
 
   py::class_<jointmae::ProjectSpec>(m, "ProjectSpec")

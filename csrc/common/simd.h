@@ -5,11 +5,18 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "common/isa.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#endif
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define JOINTMAE_SHUFFLE
+#endif
 #endif
 
 namespace jointmae {
@@ -28,7 +35,8 @@ struct Simd {
 #endif
   static constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
-  static Vector broadcast(T value) { return Vector{} + value; }
+  // Less 0, not plus 0: the compiler must know that -0 stays -0, so that nothing is left to calculate.
+  static Vector broadcast(T value) { return value - Vector{}; }
   static IndexVector broadcast_index(Index value) { return IndexVector{} + value; }
   static Vector load(const T* from) {
     Vector vector;
@@ -102,33 +110,7 @@ struct Simd {
   }
 
   // The lowest lane.
-  static T lowest(Vector vector) {
-#if defined(__AVX512F__)
-    const auto lower = [](Vector a, Vector b) { return b < a ? b : a; };
-    if constexpr (sizeof(T) == 4) {
-      vector = lower(vector, _mm512_maskz_shuffle_f32x4(0xFFFF, vector, vector, 0x4E));  // the other half
-      vector = lower(vector, _mm512_maskz_shuffle_f32x4(0xFFFF, vector, vector, 0xB1));  // of the half the other one
-      vector = lower(vector, _mm512_maskz_permute_ps(0xFFFF, vector, 0x4E));
-      return lower(vector, _mm512_maskz_permute_ps(0xFFFF, vector, 0xB1))[0];
-    } else {
-      vector = lower(vector, _mm512_maskz_shuffle_f64x2(0xFF, vector, vector, 0x4E));
-      vector = lower(vector, _mm512_maskz_shuffle_f64x2(0xFF, vector, vector, 0xB1));
-      return lower(vector, _mm512_maskz_permute_pd(0xFF, vector, 0x55))[0];
-    }
-#else
-    T lanes[kLanes];
-    store(lanes, vector);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t lane = 0; lane < half; ++lane) {
-        lanes[lane] = lanes[lane + half] < lanes[lane] ? lanes[lane + half] : lanes[lane];
-      }
-    }
-    return lanes[0];
-#endif
-  }
-
-  // The highest lane.
-  static T highest(Vector vector) { return -lowest(-vector); }
+  static T lowest(Vector vector) { return -highest(-vector); }
   static int64_t sum(IndexVector vector) {
     Index lanes[kLanes];
     store_index(lanes, vector);
@@ -162,17 +144,6 @@ struct Simd {
     } else {
       return __builtin_popcount(bits);
     }
-  }
-
-  // The first lane whose bit is set; there is one.
-  static int64_t lowest_bit(unsigned bits) {
-#if defined(__GNUC__)
-    return __builtin_ctz(bits);
-#else
-    int64_t lane = 0;
-    while (!(bits >> lane & 1)) ++lane;
-    return lane;
-#endif
   }
 
   // Bit `lane` is set where a <= b.
@@ -261,16 +232,7 @@ struct Simd {
   }
 
   // The first lane in which a equals b, kLanes if none does.
-  static int64_t first_equal(Vector a, Vector b) {
-    const unsigned bits = at_most(a, b) & at_most(b, a);
-    int64_t lane = 0;
-#if defined(__GNUC__)
-    lane = __builtin_ctz(bits | 1u << kLanes);
-#else
-    while (lane < kLanes && !(bits >> lane & 1)) ++lane;
-#endif
-    return lane;
-  }
+  static int64_t first_equal(Vector a, Vector b) { return lowest_bit((at_most(a, b) & at_most(b, a)) | 1u << kLanes); }
 
   // 0, 1, 2...
   static IndexVector ascending() {
@@ -279,7 +241,38 @@ struct Simd {
     return load_index(lanes);
   }
 
+  // Lane `c` of row `r` becomes lane `r` of row `c`.
+  static void transpose(Vector (&rows)[kLanes]) { transpose_halves<kLanes / 2>(rows); }
+
   static int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+ private:
+  // Of each square of 2 * half rows and lanes, two quarters change places; then the same within the quarters.
+  template <int64_t half>
+  static void transpose_halves(Vector (&rows)[kLanes]) {
+    if constexpr (half > 0) {
+      for (int64_t r = 0; r < kLanes; ++r) {
+        if (r & half) continue;
+        const Vector a = rows[r], b = rows[r + half];
+        rows[r] = quarters<half, 0>(a, b, std::make_integer_sequence<int64_t, kLanes>{});
+        rows[r + half] = quarters<half, half>(a, b, std::make_integer_sequence<int64_t, kLanes>{});
+      }
+      transpose_halves<half / 2>(rows);
+    }
+  }
+
+  template <int64_t half, int64_t begin, int64_t... lane>
+  static Vector quarters(Vector a, Vector b, std::integer_sequence<int64_t, lane...>) {
+#if defined(JOINTMAE_SHUFFLE)
+    return __builtin_shufflevector(a, b, (begin + (lane & half ? lane - half + kLanes : lane))...);
+#else
+    T from[2 * kLanes], to[kLanes];
+    store(from, a);
+    store(from + kLanes, b);
+    ((to[lane] = from[begin + (lane & half ? lane - half + kLanes : lane)]), ...);
+    return load(to);
+#endif
+  }
 };
 
 }  // namespace jointmae

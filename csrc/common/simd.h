@@ -28,7 +28,7 @@ struct Simd {
 #endif
   static constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
-  static Vector broadcast(T value) { return Vector{} + value; }
+  static Vector broadcast(T value) { return value - Vector{}; }  // not a sum, which would have to turn -0 into 0
   static IndexVector broadcast_index(Index value) { return IndexVector{} + value; }
   static Vector load(const T* from) {
     Vector vector;
@@ -41,7 +41,58 @@ struct Simd {
     return vector;
   }
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static IndexVector bits_of(Vector vector) {
+    IndexVector bits;
+    std::memcpy(&bits, &vector, sizeof bits);
+    return bits;
+  }
+  static Vector of_bits(IndexVector bits) {
+    Vector vector;
+    std::memcpy(&vector, &bits, sizeof vector);
+    return vector;
+  }
   static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static Vector of_index(IndexVector index) {
+#if defined(__GNUC__)
+    return __builtin_convertvector(index, Vector);
+#else
+    return static_cast<Vector>(index);
+#endif
+  }
+
+  // a * b + c, rounded once where the processor can; for what needs no bits that are the same at every level.
+  static Vector fma(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm512_fmadd_ps(a, b, c);
+    } else {
+      return _mm512_fmadd_pd(a, b, c);
+    }
+#elif defined(__FMA__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm256_fmadd_ps(a, b, c);
+    } else {
+      return _mm256_fmadd_pd(a, b, c);
+    }
+#else
+    return a * b + c;
+#endif
+  }
+
+  // Swaps lanes and vectors: afterwards lane i of rows[j] is what lane j of rows[i] was.
+  static void transpose(Vector (&rows)[kLanes]) {
+#if defined(__GNUC__) && !defined(__clang__)
+    swap_blocks<1>(rows);
+#else
+    T from[kLanes][kLanes], to[kLanes][kLanes];
+    for (int64_t row = 0; row < kLanes; ++row) store(from[row], rows[row]);
+    for (int64_t row = 0; row < kLanes; ++row) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) to[row][lane] = from[lane][row];
+    }
+    for (int64_t row = 0; row < kLanes; ++row) rows[row] = load(to[row]);
+#endif
+  }
+
   // The lowest lane.
   static T lowest(Vector vector) {
     T lanes[kLanes];
@@ -50,6 +101,15 @@ struct Simd {
       for (int64_t lane = 0; lane < half; ++lane) {
         lanes[lane] = lanes[lane + half] < lanes[lane] ? lanes[lane + half] : lanes[lane];
       }
+    }
+    return lanes[0];
+  }
+
+  static T sum(Vector vector) {
+    T lanes[kLanes];
+    store(lanes, vector);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
     }
     return lanes[0];
   }
@@ -133,6 +193,25 @@ struct Simd {
   }
 
   static int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+#if defined(__GNUC__) && !defined(__clang__)
+ private:
+  // Swaps the off-diagonal blocks of `size` in every square of 2 * size rows and lanes, then those of larger sizes.
+  template <int64_t size>
+  static void swap_blocks(Vector (&rows)[kLanes]) {
+    const IndexVector lane = ascending(), upper = (lane & static_cast<Index>(size)) != 0;
+    const IndexVector of_a = upper ? lane + static_cast<Index>(kLanes - size) : lane;
+    const IndexVector of_b = upper ? lane + static_cast<Index>(kLanes) : lane + static_cast<Index>(size);
+#pragma GCC unroll 16
+    for (int64_t row = 0; row < kLanes; ++row) {
+      if (row & size) continue;
+      const Vector a = rows[row], b = rows[row + size];
+      rows[row] = __builtin_shuffle(a, b, of_a);
+      rows[row + size] = __builtin_shuffle(a, b, of_b);
+    }
+    if constexpr (2 * size < kLanes) swap_blocks<2 * size>(rows);
+  }
+#endif
 };
 
 }  // namespace jointmae

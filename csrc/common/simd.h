@@ -60,6 +60,14 @@ struct Simd {
 #endif
   }
 
+  // a > b ? a : b, so b where one is NaN.
+  static Vector higher(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm512_maskz_max_ps(0xffff, a, b);  // GCC warns of the plain one
+#endif
+    return a > b ? a : b;
+  }
+
   // a * b + c, rounded once where the processor can; for what needs no bits that are the same at every level.
   static Vector fma(Vector a, Vector b, Vector c) {
 #if defined(__AVX512F__)

@@ -8,13 +8,13 @@
 
 namespace jointmae {
 
-// 2^x for x <= 0 to about 1 unit in the last place, 0 below -126; NaN stays NaN.
+// 2^x for x <= 0, or little more, to about 1 unit in the last place; 0 below -126.5; NaN stays NaN.
 template <Isa isa>
 inline typename Simd<isa, float>::Vector exp2_negative(typename Simd<isa, float>::Vector x) {
   using V = Simd<isa, float>;
-  const auto lowest = V::broadcast(-126.0f);
-  const auto clamped = x < lowest ? lowest : x;
-  // 1.5 * 2^23 rounds to an integer n and leaves it in the low bits; with 127 more, they are the exponent of 2^n.
+  const auto clamped = V::higher(V::broadcast(-127.0f), x);
+  // 1.5 * 2^23 rounds to an integer n and leaves it in the low bits; with 127 more they are the exponent's of 2^n, and
+  // those of 0 for n = -127.
   const auto round = V::broadcast(12582912.0f + 127.0f);
   const auto shifted = clamped + round;
   const auto rest = clamped - (shifted - round);  // in -1/2..1/2
@@ -23,8 +23,7 @@ inline typename Simd<isa, float>::Vector exp2_negative(typename Simd<isa, float>
   p = V::fma(p, rest, V::broadcast(2.40222421e-1f));
   p = V::fma(p, rest, V::broadcast(6.93146978e-1f));
   p = V::fma(p, rest, V::broadcast(1.0f));
-  const auto power = V::of_bits(V::bits_of(shifted) << 23);
-  return x < lowest ? typename V::Vector{} : p * power;
+  return p * V::of_bits(V::bits_of(shifted) << 23);
 }
 
 // log2(x) for x from 1 on; NaN stays NaN.

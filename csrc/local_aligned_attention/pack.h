@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "common/isa.h"
-#include "common/scratch.h"
 #include "common/simd.h"
 #include "common/simd_half.h"
 #include "local_aligned_attention/multiply.h"
@@ -92,18 +91,16 @@ int64_t panels_size(int64_t L, int64_t d) {
   return (L + 2 * Tile<isa>::kWidth) * d;
 }
 
-// The rows of both modalities, transposed.
-template <Isa isa, typename E>
-void pack_panels(const Strided& tensor, const Head& head, int64_t d, float* panels) {
+// Rows [L, round_up(d)] of both modalities, transposed into panels.
+template <Isa isa>
+void pack_panels(const float* rows, const Tokens& tokens, int64_t d, float* panels) {
   constexpr int64_t kLanes = Simd<isa, float>::kLanes;
-  Scratch<isa, float> rows(kLanes * Simd<isa, float>::round_up(d));
   for (int64_t m = 0; m < 2; ++m) {
-    const Modality& own = head.tokens.modalities[m];
-    float* to = panels + panels_begin<isa>(head.tokens, m, d);
+    const Modality& own = tokens.modalities[m];
+    float* to = panels + panels_begin<isa>(tokens, m, d);
     for (int64_t at = 0; at < own.count; at += kLanes) {
-      const int64_t count = own.count - at < kLanes ? own.count - at : kLanes;
-      pack_rows<isa, E>(tensor, head, {own.start + at, own.start + at + count}, d, 1.0f, rows.get());
-      transpose_rows<isa>(rows.get(), count, d, at, to);
+      const float* from = rows + (own.start + at) * Simd<isa, float>::round_up(d);
+      transpose_rows<isa>(from, own.count - at < kLanes ? own.count - at : kLanes, d, at, to);
     }
   }
 }

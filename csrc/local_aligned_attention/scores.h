@@ -35,6 +35,19 @@ void keep(const Range& range, int64_t from, int64_t vectors, float* scores) {
   }
 }
 
+// Keys beyond the last whole vector that are no more than this are single pairs with each query: a vector would be mostly empty.
+inline constexpr int64_t kFewKeys = 2;
+
+// Keys of the other modality that a query reads on average are single pairs, up to this number.
+inline constexpr int64_t kFewPairs = 2;
+
+// The keys 0 .. count that are worth whole vectors.
+template <Isa isa>
+int64_t in_vectors(int64_t count) {
+  const int64_t rest = count % Simd<isa, float>::kLanes;
+  return rest <= kFewKeys ? count - rest : count;
+}
+
 // The vectors that hold keys of a range.
 template <Isa isa>
 Range vectors_of(const Range& keys) {

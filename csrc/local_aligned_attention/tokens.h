@@ -79,4 +79,15 @@ Range read_by_any(const Tokens& tokens, int64_t m, const Range& rows) {
   return all;
 }
 
+// How many keys of the other modality the queries `rows` of modality m read, all together.
+template <Isa isa>
+int64_t pairs_of(const Tokens& tokens, int64_t m, const Range& rows) {
+  int64_t pairs = 0;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const Range range = read_by<isa>(tokens, m, row);
+    pairs += range.end - range.begin;
+  }
+  return pairs;
+}
+
 }  // namespace jointmae

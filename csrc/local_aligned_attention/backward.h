@@ -36,7 +36,8 @@ class Backward {
         width_(V::round_up(spec.d)),
         key_panels_(panels_size<isa>(spec.L, spec.d)),
         value_panels_(panels_size<isa>(spec.L, spec.d)),
-        keys_(spec.L * width_), values_(spec.L * width_),
+        keys_(spec.L * width_),
+        values_(spec.L * width_),
         queries_((spec.L + kLanes) * width_),
         grads_((spec.L + kLanes) * width_),
         sums_(3 * spec.L * width_),
@@ -46,6 +47,7 @@ class Backward {
 
   void run(const Head& head) {
     head_ = head;
+    ahead_.start(written_, 3, head, sizeof(E), spec_.d * sizeof(E));
     pack();
     for (int64_t m = 0; m < 2; ++m) add_blocks(m, m);  // also the first of every sum
     for (int64_t m = 0; m < 2; ++m) add_others(m);
@@ -191,15 +193,15 @@ class Backward {
       const Range range = masked ? read_by<isa>(head_.tokens, m, queries.begin + i) : keys;
       differentiate(i, row + i, vectors, range, masked);
     }
-    add_products(row, rows, other.start + keys.begin, keys.end - keys.begin, keys.begin - vectors.begin * kLanes,
-                 add_q, add_kv);
+    add_products(row, rows, other.start + keys.begin, keys.end - keys.begin, keys.begin - vectors.begin * kLanes, add_q,
+                 add_kv);
   }
 
   // The products of rows of a with the panels of modality n that hold `keys`.
-  void score(int64_t n, const Range& keys, const float* a, int64_t rows, const float* panels, float* to) const {
+  void score(int64_t n, const Range& keys, const float* a, int64_t rows, const float* panels, float* to) {
     const Range vectors = vectors_of<isa>(keys);
     multiply<isa>({a, width_, 1}, {panels + panels_begin<isa>(head_.tokens, n, spec_.d), kWidth * spec_.d, kWidth}, to,
-                  kBlock, rows, vectors.begin, vectors.end - vectors.begin, spec_.d, false);
+                  kBlock, rows, vectors.begin, vectors.end - vectors.begin, spec_.d, false, ahead_);
   }
 
   // The products of rows of a with the row b, into a column.
@@ -233,11 +235,11 @@ class Backward {
     const float *weights = weights_.get() + at, *grads = grad_scores_.get() + at;
     const int64_t vectors = width_ / kLanes;
     multiply<isa>({grads, kBlock, 1}, {keys_.get() + key * width_, kWidth, width_}, sum_q() + row * width_, width_,
-                  rows, 0, vectors, keys, add_q);
+                  rows, 0, vectors, keys, add_q, ahead_);
     multiply<isa>({grads, 1, kBlock}, {queries_.get() + row * width_, kWidth, width_}, sum_k() + key * width_, width_,
-                  keys, 0, vectors, rows, add_kv);
+                  keys, 0, vectors, rows, add_kv, ahead_);
     multiply<isa>({weights, 1, kBlock}, {grads_.get() + row * width_, kWidth, width_}, sum_v() + key * width_, width_,
-                  keys, 0, vectors, rows, add_kv);
+                  keys, 0, vectors, rows, add_kv, ahead_);
   }
 
   const Strided &grad_, &q_, &k_, &v_, &out_;
@@ -245,8 +247,11 @@ class Backward {
   const Strided &dq_, &dk_, &dv_;
   const AttentionSpec& spec_;
   const int64_t width_;  // of a row of channels
+  const Strided* written_[3] = {&dq_, &dk_, &dv_};
+  Ahead<isa> ahead_;
   Head head_{};
-  Scratch<isa, float> key_panels_, value_panels_, keys_, values_, queries_, grads_, sums_, rows_, weights_, grad_scores_;
+  Scratch<isa, float> key_panels_, value_panels_, keys_, values_, queries_, grads_, sums_, rows_, weights_,
+      grad_scores_;
 };
 
 }  // namespace jointmae

@@ -18,8 +18,9 @@ namespace jointmae {
 
 // Keys lie transposed in panels, beside that all matrices in rows, in the order of the tokens' places: the keys of a
 // cell are neighbours. A row of scores holds those of the own modality and behind them those of the other one. If these
-// are few, they are single products, for each row its own. Else they are whole vectors, from a multiple of kLanes on, of
-// all that any of a group of queries reads, with -inf for what the others read. Rows end with -inf, up to a whole vector.
+// are few, they are single products, for each row its own. Else they are whole vectors, from a multiple of kLanes on,
+// of all that any of a group of queries reads, with -inf for what the others read. Rows end with -inf, up to a whole
+// vector.
 template <Isa isa, typename E>
 class Forward {
  public:
@@ -32,15 +33,19 @@ class Forward {
         lse_(lse),
         spec_(spec),
         width_(V::round_up(spec.d)),
-        row_(((ceil_div<isa>(spec.L, kLanes) + 3) / 2 * 2 + 1) * kLanes),  // an odd number of vectors spreads over the cache
+        row_(((ceil_div<isa>(spec.L, kLanes) + 3) / 2 * 2 + 1) *
+             kLanes),  // an odd number of vectors spreads over the cache
         limit_(rows_of_a_block(row_)),
-        panels_(panels_size<isa>(spec.L, spec.d)), keys_(spec.L * width_), values_(spec.L * width_),
+        panels_(panels_size<isa>(spec.L, spec.d)),
+        keys_(spec.L * width_),
+        values_(spec.L * width_),
         queries_((limit_ + kLanes) * width_),
         scores_(limit_ * row_),
         sums_(limit_ * width_) {}
 
   void run(const Head& head) {
     head_ = head;
+    ahead_.start(written_, 1, head, sizeof(E), spec_.d * sizeof(E));
     pack_rows<isa, E>(k_, head, {0, spec_.L}, spec_.d, 1.0f, keys_.get());
     pack_rows<isa, E>(v_, head, {0, spec_.L}, spec_.d, 1.0f, values_.get());
     pack_panels<isa>(keys_.get(), head.tokens, spec_.d, panels_.get());
@@ -155,7 +160,7 @@ class Forward {
     const float* panels = panels_.get() + panels_begin<isa>(head_.tokens, m, spec_.d);
     multiply<isa>({queries_.get() + rows.begin * width_, width_, 1}, {panels, kWidth * spec_.d, kWidth},
                   scores_.get() + rows.begin * row_ + at, row_, rows.end - rows.begin, vectors.begin,
-                  vectors.end - vectors.begin, spec_.d, false);
+                  vectors.end - vectors.begin, spec_.d, false, ahead_);
   }
 
   void score_others(int64_t m, const Range& queries, const Range& rows) {
@@ -164,8 +169,8 @@ class Forward {
     const int64_t at = columns_[rows.begin];
     score(1 - m, keys, rows, at);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      keep<isa>(read_by<isa>(head_.tokens, m, queries.begin + row), vectors.begin * kLanes,
-                vectors.end - vectors.begin, scores_.get() + row * row_ + at);
+      keep<isa>(read_by<isa>(head_.tokens, m, queries.begin + row), vectors.begin * kLanes, vectors.end - vectors.begin,
+                scores_.get() + row * row_ + at);
       columns_[row] += (vectors.end - vectors.begin) * kLanes;
     }
   }
@@ -217,7 +222,7 @@ class Forward {
     for (int64_t k = 0, count = keys.end - keys.begin; k < count; k += kBlock) {
       multiply<isa>({scores_.get() + rows.begin * row_ + at + k, row_, 1}, {values + k * width_, kWidth, width_},
                     sums_.get() + rows.begin * width_, width_, rows.end - rows.begin, 0, width_ / kLanes,
-                    count - k < kBlock ? count - k : kBlock, add || k > 0);
+                    count - k < kBlock ? count - k : kBlock, add || k > 0, ahead_);
     }
   }
 
@@ -233,6 +238,8 @@ class Forward {
   const int64_t width_;  // of a row of channels
   const int64_t row_;    // the distance of rows of scores
   const int64_t limit_;  // queries in a block
+  const Strided* written_[1] = {&out_};
+  Ahead<isa> ahead_;
   Head head_{};
   Scratch<isa, float> panels_, keys_, values_, queries_, scores_, sums_;
   int64_t columns_[kBlock];       // of each row of scores

@@ -5,6 +5,7 @@
 
 #include "common/isa.h"
 #include "common/simd.h"
+#include "local_aligned_attention/ahead.h"
 
 namespace jointmae {
 
@@ -74,7 +75,7 @@ void multiply_rows(int64_t vectors, const Left& a, const float* b, int64_t b_row
 // whatever the tiles: a score has the same bits forward and backward.
 template <Isa isa>
 void multiply(const Left& a, const Right& b, float* c, int64_t c_row, int64_t rows, int64_t first, int64_t vectors,
-              int64_t depth, bool add) {
+              int64_t depth, bool add, Ahead<isa>& ahead) {
   using T = Tile<isa>;
   const int64_t tiles = (rows + T::kRows - 1) / T::kRows;
   for (int64_t v = first, end = first + vectors; v < end;) {
@@ -84,6 +85,7 @@ void multiply(const Left& a, const Right& b, float* c, int64_t c_row, int64_t ro
     float* to = c + (v - first) * T::kLanes;
     for (int64_t tile = 0; tile < tiles; ++tile) {  // the rows are dealt evenly: a tile of one row is slow
       const int64_t r = tile * rows / tiles, count = (tile + 1) * rows / tiles - r;
+      ahead.step();
       const Left part{a.data + r * a.row, a.row, a.depth};
       float* at = to + r * c_row;
       switch (count) {

@@ -35,7 +35,8 @@ void keep(const Range& range, int64_t from, int64_t vectors, float* scores) {
   }
 }
 
-// Keys beyond the last whole vector that are no more than this are single pairs with each query: a vector would be mostly empty.
+// Keys beyond the last whole vector that are no more than this are single pairs with each query: a vector would be
+// mostly empty.
 inline constexpr int64_t kFewKeys = 2;
 
 // Keys of the other modality that a query reads on average are single pairs, up to this number.

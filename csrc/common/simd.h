@@ -35,8 +35,7 @@ struct Simd {
 #endif
   static constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
-  // Less 0, not plus 0: the compiler must know that -0 stays -0, so that nothing is left to calculate.
-  static Vector broadcast(T value) { return value - Vector{}; }
+  static Vector broadcast(T value) { return value - Vector{}; }  // not a sum, which would have to turn -0 into 0
   static IndexVector broadcast_index(Index value) { return IndexVector{} + value; }
   static Vector load(const T* from) {
     Vector vector;
@@ -49,9 +48,51 @@ struct Simd {
     return vector;
   }
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static IndexVector bits_of(Vector vector) {
+    IndexVector bits;
+    std::memcpy(&bits, &vector, sizeof bits);
+    return bits;
+  }
+  static Vector of_bits(IndexVector bits) {
+    Vector vector;
+    std::memcpy(&vector, &bits, sizeof vector);
+    return vector;
+  }
   static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static Vector of_index(IndexVector index) {
+#if defined(__GNUC__)
+    return __builtin_convertvector(index, Vector);
+#else
+    return static_cast<Vector>(index);
+#endif
+  }
+
+  // a * b + c, rounded once where the processor can; for what needs no bits that are the same at every level.
+  static Vector fma(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm512_fmadd_ps(a, b, c);
+    } else {
+      return _mm512_fmadd_pd(a, b, c);
+    }
+#elif defined(__FMA__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm256_fmadd_ps(a, b, c);
+    } else {
+      return _mm256_fmadd_pd(a, b, c);
+    }
+#else
+    return a * b + c;
+#endif
+  }
+
   // Of each lane the larger or the smaller number; `b` where one is NaN.
-  static Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+  static Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm512_maskz_max_ps(0xFFFF, a, b);  // GCC warns of the plain one
+#endif
+    return a > b ? a : b;
+  }
   static Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
 
   // The highest lane, in every lane.
@@ -144,6 +185,15 @@ struct Simd {
     } else {
       return __builtin_popcount(bits);
     }
+  }
+  // Of all lanes, half by half.
+  static T sum(Vector vector) {
+    T lanes[kLanes];
+    store(lanes, vector);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    }
+    return lanes[0];
   }
 
   // Bit `lane` is set where a <= b.
@@ -251,6 +301,9 @@ struct Simd {
   template <int64_t half>
   static void transpose_halves(Vector (&rows)[kLanes]) {
     if constexpr (half > 0) {
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 16
+#endif
       for (int64_t r = 0; r < kLanes; ++r) {
         if (r & half) continue;
         const Vector a = rows[r], b = rows[r + half];

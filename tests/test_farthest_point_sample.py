@@ -146,7 +146,7 @@ def hard_clouds(N: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("N", [1, 5, 63, 64, 65, 1024, 1025, 1399, 1401, 2500])
+@pytest.mark.parametrize("N", [1, 5, 63, 64, 65, 1024, 1025, 1500, 2500])
 def test_paths_equal_reference(monkeypatch, N, dtype):
     for name, points in hard_clouds(N, dtype).items():
         num_samples = min(N, 150)

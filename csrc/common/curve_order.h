@@ -93,7 +93,7 @@ class CurveOrder {
     return bits;
   }
 
-  // Of points that follow each other in memory: as many numbers at once as leave each its axis.
+  // Of points that follow each other in memory. Bounds of every so many numbers, so that each is of one axis.
   static Extent extent_of(const T* points, int64_t begin, int64_t end) {
     constexpr int64_t kWidth = 3 * Simd<isa, T>::kLanes;
     T low[kWidth], high[kWidth];

@@ -7,7 +7,6 @@
 #include "common/boxes.h"
 #include "common/coordinates.h"
 #include "common/isa.h"
-#include "common/parallel.h"
 #include "common/scratch.h"
 #include "common/simd.h"
 
@@ -57,7 +56,6 @@ class BoxedCloud {
   // points [count, 3], which must stay.
   void fill(const T* points, int64_t count, int num_threads) {
     points_ = points;
-    num_threads_ = num_threads;
     boxes_.build(points, count, num_threads);
     by_group_ = boxes_.num_groups > kFewGroups;
     reset(sq_dist_.get(), count, boxes_.num_boxes * kBoxSize);
@@ -70,7 +68,7 @@ class BoxedCloud {
     const T* p = points_ + 3 * sample;
     const Vector x = S::broadcast(p[0]), y = S::broadcast(p[1]), z = S::broadcast(p[2]);
     list_near(x, y, z);
-    lower_listed(x, y, z);
+    lower_boxes(x, y, z);
     if (by_group_) update_groups();
   }
 
@@ -90,8 +88,7 @@ class BoxedCloud {
 
  private:
   static constexpr int64_t kFewGroups = 16;  // so few are not worth a look at all: their boxes are looked at at once
-  static constexpr int64_t kBoxesForThread = 1024;  // a tenth of a millisecond
-  static constexpr T kPadding = -1;                 // in place of a distance: never the highest
+  static constexpr T kPadding = -1;          // in place of a distance: never the highest
 
   static void reset(T* sq_dist, int64_t count, int64_t padded_count) {
     for (int64_t i = 0; i < count; ++i) sq_dist[i] = std::numeric_limits<T>::infinity();
@@ -120,30 +117,20 @@ class BoxedCloud {
     }
   }
 
-  // Of a very large cloud the first samples change so many boxes that a second thread is worth waking.
-  void lower_listed(Vector x, Vector y, Vector z) {
-    const int64_t count = listed_boxes_.count();
-    if (count < 2 * kBoxesForThread || num_threads_ == 1) return lower_boxes(0, count, x, y, z);
-    const T p[3] = {S::first(x), S::first(y), S::first(z)};
-    parallel_for(count, kBoxesForThread, num_threads_, [=](int64_t begin, int64_t end) {
-      lower_boxes(begin, end, S::broadcast(p[0]), S::broadcast(p[1]), S::broadcast(p[2]));
-    });
-  }
-  // The listed boxes begin..end-1. The search for a box's highest distance comes after the next box's arithmetic, which
-  // need not wait for it then.
-  void lower_boxes(int64_t begin, int64_t end, Vector x, Vector y, Vector z) {
-    if (begin == end) return;
+  // The search for a box's highest distance comes after the next box's arithmetic, which need not wait for it then.
+  void lower_boxes(Vector x, Vector y, Vector z) {
+    if (listed_boxes_.count() == 0) return;
     const T *box_x = boxes_.x, *box_y = boxes_.y, *box_z = boxes_.z;
     T *sq_dist = sq_dist_.get(), *box_highest = box_highest_.get();
-    const Index* listed = listed_boxes_.begin();
     const auto lower = [=](int64_t i) { return lower_box(box_x + i, box_y + i, box_z + i, sq_dist + i, x, y, z); };
-    Vector last_highest = lower(listed[begin] * kBoxSize);
-    for (int64_t n = begin + 1; n < end; ++n) {
-      const Vector highest = lower(listed[n] * kBoxSize);
-      box_highest[listed[n - 1]] = S::highest(last_highest);
+    const Index *box = listed_boxes_.begin(), *end = listed_boxes_.end();
+    Vector last_highest = lower(*box * kBoxSize);
+    for (++box; box < end; ++box) {
+      const Vector highest = lower(*box * kBoxSize);
+      box_highest[box[-1]] = S::highest(last_highest);
       last_highest = highest;
     }
-    box_highest[listed[end - 1]] = S::highest(last_highest);
+    box_highest[box[-1]] = S::highest(last_highest);
   }
   // Lowers the distances of one box to those to (x, y, z); returns the highest of each lane.
   static Vector lower_box(const T* box_x, const T* box_y, const T* box_z, T* sq_dist, Vector x, Vector y, Vector z) {
@@ -202,7 +189,7 @@ class BoxedCloud {
     for (const Index box : listed_boxes_) {
       for (int64_t i = box * kBoxSize; i < (box + int64_t{1}) * kBoxSize; i += S::kLanes) {
         const auto index = S::load_index(boxes_.index + i);
-        first = S::load(sq_dist_.get() + i) == value && index < first ? index : first;
+        first = (S::load(sq_dist_.get() + i) == value) & (index < first) ? index : first;
       }
     }
     Index lanes[S::kLanes];
@@ -212,7 +199,6 @@ class BoxedCloud {
   }
 
   const T* points_ = nullptr;
-  int num_threads_ = 1;
   Boxes<isa, T> boxes_;
   bool by_group_ = false;
   Scratch<isa, T> sq_dist_;        // of each point in the boxes' order

@@ -1,4 +1,4 @@
-// The gradient of the distances. A cloud is one thread's, or, where there are fewer clouds than threads, first each
+// The gradient of the distances. A cloud is one thread's, or, where there are far fewer clouds than threads, first each
 // range of queries, then each range of points is: sums have the same order either way.
 #pragma once
 
@@ -22,7 +22,7 @@ struct Backward {
   int64_t B, M, N, k;
 
   void run(int num_threads) const {
-    if (B >= num_threads) {
+    if (2 * B >= num_threads) {  // in parts the work is twice as much
       parallel_for(B, 1, num_threads, [this](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) whole_cloud(b);
       });
@@ -43,10 +43,13 @@ struct Backward {
  private:
   static constexpr int64_t kBlock = 1024;  // neighbours
 
+  struct Neighbor {
+    int64_t q, j;
+  };
+
   // Of coordinate c of query q, by its neighbour j.
-  T grad(int64_t q, int64_t j, int c) const {
-    const int64_t point = q / M * N + indices[j];
-    return 2 * grad_sq_dists[j] * (queries[q * 3 + c] - points[point * 3 + c]);
+  T grad(const T* cloud, int64_t q, int64_t j, int c) const {
+    return 2 * grad_sq_dists[j] * (queries[q * 3 + c] - cloud[indices[j] * 3 + c]);
   }
 
   void whole_cloud(int64_t b) const {
@@ -56,7 +59,7 @@ struct Backward {
       T sum[3] = {0, 0, 0};
       for (int64_t j = q * k; j < (q + 1) * k; ++j) {
         for (int c = 0; c < 3; ++c) {
-          const T by_neighbor = grad(q, j, c);
+          const T by_neighbor = grad(points + b * N * 3, q, j, c);
           sum[c] += by_neighbor;
           grad_cloud[indices[j] * 3 + c] -= by_neighbor;
         }
@@ -66,9 +69,10 @@ struct Backward {
   }
 
   void gather(int64_t q) const {
+    const T* cloud = points + q / M * N * 3;
     T sum[3] = {0, 0, 0};
     for (int64_t j = q * k; j < (q + 1) * k; ++j) {
-      for (int c = 0; c < 3; ++c) sum[c] += grad(q, j, c);
+      for (int c = 0; c < 3; ++c) sum[c] += grad(cloud, q, j, c);
     }
     for (int c = 0; c < 3; ++c) grad_queries[q * 3 + c] = sum[c];
   }
@@ -77,16 +81,19 @@ struct Backward {
   void scatter(int64_t b, int64_t begin, int64_t end) const {
     T* grad_cloud = grad_points + b * N * 3;
     std::fill(grad_cloud + begin * 3, grad_cloud + end * 3, T(0));
-    int64_t listed[kBlock];
-    for (int64_t block = b * M * k; block < (b + 1) * M * k; block += kBlock) {
+    const int64_t block = std::clamp<int64_t>(kBlock / std::max<int64_t>(k, 1), 1, M);  // queries
+    Scratch<isa, Neighbor> listed(block * k);
+    for (int64_t first = b * M; first < (b + 1) * M; first += block) {
       int64_t num_listed = 0;
-      for (int64_t j = block; j < std::min(block + kBlock, (b + 1) * M * k); ++j) {
-        listed[num_listed] = j;
-        num_listed += indices[j] >= begin && indices[j] < end ? 1 : 0;
+      for (int64_t q = first; q < std::min(first + block, (b + 1) * M); ++q) {
+        for (int64_t j = q * k; j < (q + 1) * k; ++j) {
+          listed[num_listed] = {q, j};
+          num_listed += indices[j] >= begin && indices[j] < end ? 1 : 0;
+        }
       }
       for (int64_t i = 0; i < num_listed; ++i) {
-        const int64_t j = listed[i];
-        for (int c = 0; c < 3; ++c) grad_cloud[indices[j] * 3 + c] -= grad(j / k, j, c);
+        const Neighbor of = listed[i];
+        for (int c = 0; c < 3; ++c) grad_cloud[indices[of.j] * 3 + c] -= grad(points + b * N * 3, of.q, of.j, c);
       }
     }
   }

@@ -91,6 +91,9 @@ class BoxSearch {
   BoxSearch(const BoxedCloud<isa, T>& from, const BoxedCloud<isa, T>& to, T* sq_dists, int64_t* indices)
       : from_(from), to_(to), points_(to.boxes), sq_dists_(sq_dists), indices_(indices) {}
 
+  // How many times queries of a vector have met a block, or had to see whether that matters.
+  int64_t effort = 0;
+
   // The queries in boxes begin..end-1 of `from`: sq_dists and indices get their results, where the points were.
   void run(int64_t begin, int64_t end) {
     int64_t home = 0;
@@ -104,6 +107,16 @@ class BoxSearch {
       meet_others(box, home);
       write(box);
     }
+  }
+
+  // Where clouds are such that most boxes may hold the nearest point (one inside of the other, or all points in one
+  // place), to see that takes longer than meeting every point both ways at once. A few boxes show it.
+  bool is_worth_it(int64_t num_probes) {
+    for (int64_t probe = 0; probe < num_probes; ++probe) {
+      const int64_t box = from_.boxes.num_boxes * probe / num_probes;
+      run(box, box + 1);
+    }
+    return 2 * effort < num_probes * kVectors * points_.num_boxes * kBlocksInBox;
   }
 
  private:
@@ -225,6 +238,7 @@ class BoxSearch {
   }
 
   void meet(Queries& queries, int64_t block) {
+    ++effort;
     const Vector nearest = lowest_of(queries, block);
     const Vector before = S::load(queries.sq_dist);
     const auto closer = nearest < before;
@@ -249,6 +263,7 @@ class BoxSearch {
   }
 
   JOINTMAE_NOINLINE bool may_break_ties(Queries& queries, int64_t block, unsigned ties) {
+    ++effort;
     const Index* index = points_.index + block * kBlockSize;
     Index lowest = index[0];
     for (int64_t p = 1; p < kBlockSize; ++p) lowest = std::min<Index>(lowest, index[p]);

@@ -84,6 +84,8 @@ void brute(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
   });
 }
 
+constexpr int64_t kProbes = 4, kEnoughToProbe = 64;  // boxes
+
 template <Isa isa, typename T>
 void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
   const auto search = [](const BoxedCloud<isa, T>& from, const BoxedCloud<isa, T>& to, T* d, int64_t* index,
@@ -97,6 +99,11 @@ void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
     const Pairs<isa, T> pair = pairs.from(b);
     x.build(pair.x, pair.n(), threads);
     y.build(pair.y, pair.m(), threads);
+    if (std::min(x.boxes.num_boxes, y.boxes.num_boxes) >= kEnoughToProbe) {
+      const bool fast = BoxSearch<isa, T>(x, y, pair.d_xy, pair.index_xy).is_worth_it(kProbes) &&
+                        BoxSearch<isa, T>(y, x, pair.d_yx, pair.index_yx).is_worth_it(kProbes);
+      if (!fast) return brute(pair, 1, threads);
+    }
     search(x, y, pair.d_xy, pair.index_xy, threads);
     search(y, x, pair.d_yx, pair.index_yx, threads);
     pair.clear();

@@ -48,22 +48,27 @@ class LaneClouds {
   // The other way: [num_clouds, count] of distances and indices, 0 beyond the lengths.
   void store(T* to_sq_dists, int64_t* to_indices, const int64_t* lengths, int64_t num_clouds) const {
     for (int64_t i = 0; i < count; i += L) {
-      const int64_t some = std::min(L, count - i);
       Vector rows[L], index_rows[L];
       for (int64_t r = 0; r < L; ++r) {
-        rows[r] = S::load(sq_dists + std::min(i + r, count - 1) * L);
-        std::memcpy(index_rows + r, indices + std::min(i + r, count - 1) * L, sizeof(Vector));
+        const int64_t from = std::min(i + r, count - 1) * L;
+        rows[r] = S::load(sq_dists + from);
+        std::memcpy(index_rows + r, indices + from, sizeof(Vector));
       }
       S::transpose(rows);
       S::transpose(index_rows);
       for (int64_t lane = 0; lane < num_clouds; ++lane) {
-        T lanes[L];
-        Index index_lanes[L];
-        S::store(lanes, rows[lane]);
-        std::memcpy(index_lanes, index_rows + lane, sizeof(Vector));
         T* d = to_sq_dists + lane * count + i;
         int64_t* index = to_indices + lane * count + i;
-        for (int64_t r = 0; r < some; ++r) d[r] = lanes[r], index[r] = index_lanes[r];
+        Index index_lanes[L];
+        std::memcpy(index_lanes, index_rows + lane, sizeof(Vector));
+        if (i + L <= count) {
+          S::store(d, rows[lane]);
+          for (int64_t r = 0; r < L; ++r) index[r] = index_lanes[r];
+        } else {
+          T lanes[L];
+          S::store(lanes, rows[lane]);
+          for (int64_t r = 0; r < count - i; ++r) d[r] = lanes[r], index[r] = index_lanes[r];
+        }
       }
     }
     for (int64_t lane = 0; lengths && lane < num_clouds; ++lane) {

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
 from jointmae import ops
-from jointmae.ops import reference
+from jointmae.ops import native, reference
 from tests.op_cases import KINDS, SIZES, check_concurrent, check_fork, check_same_bits, clouds, equal
+
+op = importlib.import_module("jointmae.ops.chamfer_distance")  # the name is the function
+BY_SIZE, MANY_PAIRS, BRUTE, BOXES = range(4)  # on the CPU
+needs_native = pytest.mark.skipif(native.kernels is None, reason="only the native kernels have more than one way")
+CPU = torch.device("cpu")
 
 
 def _op(x, y, lengths_x=None, lengths_y=None):
@@ -47,6 +54,94 @@ def test_lengths(device, num_threads, kind):
         assert torch.equal(expected[1][b : b + 1, :m], d_yx)
         assert not expected[0][b, n:].any()
         assert not expected[1][b, m:].any()
+
+
+@pytest.fixture(params=[MANY_PAIRS, BRUTE, BOXES], ids=["many_pairs", "brute", "boxes"])
+def path(request, monkeypatch):
+    monkeypatch.setattr(op, "_CPU_PATH", request.param)
+    return request.param
+
+
+def _pair(kind, B, N, M, dtype=torch.float32):
+    """Two clouds each that are hard to search: lattices full of ties, lines, points far away, all in one place."""
+    if kind in KINDS:
+        x, y = clouds(kind, B, N, CPU, dtype), clouds(kind, B, M, CPU, dtype, seed=1)
+        x[:, N // 2] = y[:, M // 2]
+        return x, y
+    x, y = clouds("random", B, N, CPU, dtype), clouds("random", B, M, CPU, dtype, seed=1)
+    if kind == "lattice":
+        x, y = (10 * x).round() / 8, (5 * y).round() / 4
+    elif kind == "collinear":
+        x[..., 1:], y[..., 1:] = 0.1, 0.2
+    elif kind == "outlier":
+        x[:, N // 2], y[:, M // 3] = 1e6, -1e6
+    elif kind == "half moved":
+        x[:, N // 2 :] += 1e4
+    elif kind == "disjoint":
+        y += torch.tensor([1e4, 0, 0], dtype=dtype)
+    elif kind == "one place":  # and others
+        x[:, N // 3 :], y[:, M // 2 :] = 0, 0
+    elif kind == "shells":  # the nearest are almost as near as the farthest
+        x, y = torch.nn.functional.normalize(x, dim=-1), 0.01 * torch.nn.functional.normalize(y, dim=-1)
+    return x, y
+
+
+HARD = ("lattice", "collinear", "outlier", "half moved", "disjoint", "one place", "shells")
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [*KINDS, *HARD])
+@pytest.mark.parametrize(("B", "N", "M"), [(1, 1, 1), (2, 1, 300), (2, 300, 1), (17, 15, 16), (1, 1100, 700)])
+def test_each_path_equals_reference(path, num_threads, B, N, M, kind, dtype):
+    x, y = _pair(kind, B, N, M, dtype)
+    expected = reference.chamfer_distance(x, y, None, None)
+    for threads in (1, 3):
+        num_threads(threads)
+        assert equal(_op(x, y), expected)
+
+
+@needs_native
+@pytest.mark.parametrize("N", [2, 5, 6, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1023, 1025])
+def test_sizes_around_vectors_blocks_and_boxes(path, N):
+    x, y = _pair("integer", 3, N, N // 2 + 1)
+    assert equal(_op(x, y), reference.chamfer_distance(x, y, None, None))
+
+
+@needs_native
+@pytest.mark.parametrize("B", [1, 7, 8, 9, 15, 16, 17, 40])
+def test_lengths_on_each_path(path, num_threads, B):
+    x, y = _pair("random", B, 90, 70)
+    lengths_x = torch.randint(1, 91, (B,), generator=torch.Generator().manual_seed(0))
+    lengths_y = torch.randint(1, 71, (B,), generator=torch.Generator().manual_seed(1))
+    lengths_x[-1], lengths_y[0] = 1, 1
+    x[torch.arange(90) >= lengths_x[:, None]] = 0.1  # padding that would be near
+    y[torch.arange(70) >= lengths_y[:, None]] = 0.2
+    for threads in (1, 2, 5):
+        num_threads(threads)
+        for lengths in ((lengths_x, lengths_y), (None, lengths_y), (lengths_x, None)):
+            assert equal(_op(x, y, *lengths), reference.chamfer_distance(x, y, *lengths))
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["random", "equal", *HARD])
+def test_large_clouds_by_boxes_and_brute(monkeypatch, kind):
+    x, y = _pair(kind, 1, 20_000, 7_000)
+    monkeypatch.setattr(op, "_CPU_PATH", BRUTE)
+    expected = _op(x, y)
+    monkeypatch.setattr(op, "_CPU_PATH", BOXES)
+    assert equal(_op(x, y), expected)
+    monkeypatch.setattr(op, "_CPU_PATH", BY_SIZE)
+    assert equal(_op(y, x), (expected[1], expected[0], expected[3], expected[2]))
+
+
+@needs_native
+@pytest.mark.parametrize(("B", "N", "M"), [(40, 64, 64), (40, 512, 90), (2, 513, 513), (1, 250, 263), (1, 5, 4000)])
+def test_the_size_chooses(num_threads, B, N, M):
+    x, y = _pair("lattice", B, N, M)
+    for threads in (1, 2):
+        num_threads(threads)
+        assert equal(_op(x, y), reference.chamfer_distance(x, y, None, None))
 
 
 def test_norms_and_reductions(device):
@@ -156,6 +251,34 @@ def test_backward_equals_reference(device):
     arguments = (d_xy + 1, d_yx - 2, x, y, lengths, None, index_xy, index_yx)
     ours = torch.ops.jointmae.chamfer_distance_backward(*arguments)
     assert equal(ours, reference.chamfer_distance_backward(*arguments))
+
+
+@needs_native
+@pytest.mark.parametrize("B", [1, 2, 5])
+def test_backward_has_the_same_bits_for_any_number_of_threads(num_threads, B):
+    x, y = _pair("one place", B, 300, 200)
+    lengths = torch.randint(1, 201, (B,), generator=torch.Generator().manual_seed(0))
+    _, _, index_xy, index_yx = _op(x, y, None, lengths)
+    arguments = (torch.randn(B, 300), torch.randn(B, 200), x, y, None, lengths, index_xy, index_yx)
+    num_threads(1)
+    expected = torch.ops.jointmae.chamfer_distance_backward(*arguments)
+    for threads in (2, 3, 8):
+        num_threads(threads)
+        assert equal(torch.ops.jointmae.chamfer_distance_backward(*arguments), expected)
+    rounded = reference.chamfer_distance_backward(*arguments)
+    torch.testing.assert_close(expected, rounded, rtol=1e-4, atol=1e-4)  # other orders of up to 300 numbers
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_one_gradient_for_all_points(device, reduction):
+    x, y = clouds("integer", 2, 30, device).requires_grad_(), clouds("integer", 2, 16, device, seed=1).requires_grad_()
+    ops.chamfer_distance(x, y, reduction=reduction).backward()
+    a, b = x.detach().requires_grad_(), y.detach().requires_grad_()
+    d_xy, d_yx = ops.chamfer_distance(a, b, reduction="none")
+    ones = torch.ones_like(d_xy), torch.ones_like(d_yx)
+    weights = (1 / 60, 1 / 32) if reduction == "mean" else (1, 1)
+    ((d_xy * ones[0]).sum() * weights[0] + (d_yx * ones[1]).sum() * weights[1]).backward()
+    torch.testing.assert_close((x.grad, y.grad), (a.grad, b.grad))
 
 
 def test_registration(device):

@@ -8,6 +8,9 @@
 
 namespace jointmae {
 
+// How the forward pass on the CPU goes: as suits the size, or one way in any case (csrc/chamfer_distance/<way>.h).
+enum class ChamferCpuPath { by_size, many_pairs, brute, boxes };
+
 // d_xy[b, i] = the squared distance (dx*dx + dy*dy) + dz*dz, each operation rounded, from x[b, i] to the nearest point
 // of y[b], which is index_xy[b, i], ties to the lowest index; d_yx, index_yx the other way. Only the first lengths_x[b]
 // and lengths_y[b] points count (all where null); the rest get distance 0 and index 0. T is float or double.
@@ -19,12 +22,13 @@ void chamfer_distance_cpu(const T* x,                // [B, N, 3], finite, N < 2
                           T* d_xy, T* d_yx,          // [B, N], [B, M]
                           int64_t* index_xy,         // [B, N]
                           int64_t* index_yx,         // [B, M]
-                          int64_t B, int64_t N, int64_t M, int num_threads);
+                          int64_t B, int64_t N, int64_t M, ChamferCpuPath path, int num_threads);
 
-// The gradient of sum(grad_d_xy * d_xy) + sum(grad_d_yx * d_yx). One thread per pair of clouds, in the order of the
-// points: the same bits for every number of threads.
+// The gradient of sum(grad_d_xy * d_xy) + sum(grad_d_yx * d_yx), added up in a fixed order: the same bits for every
+// number of threads. `step` is how far two numbers of a grad_d lie apart: 1, or 0 where there is only one, for all.
 template <Isa isa, typename T>
 void chamfer_distance_backward_cpu(const T* grad_d_xy, const T* grad_d_yx,              // [B, N], [B, M]
+                                   int64_t step_xy, int64_t step_yx,                    // 0 or 1
                                    const T* x, const T* y,                              // [B, N, 3], [B, M, 3]
                                    const int64_t* lengths_x, const int64_t* lengths_y,  // [B] or null
                                    const int64_t* index_xy, const int64_t* index_yx,    // [B, N], [B, M]

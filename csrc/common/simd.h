@@ -5,11 +5,18 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "common/isa.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#endif
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define JOINTMAE_SHUFFLE
+#endif
 #endif
 
 namespace jointmae {
@@ -28,7 +35,7 @@ struct Simd {
 #endif
   static constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
-  static Vector broadcast(T value) { return Vector{} + value; }
+  static Vector broadcast(T value) { return value - Vector{}; }  // not a sum, which would have to turn -0 into 0
   static IndexVector broadcast_index(Index value) { return IndexVector{} + value; }
   static Vector load(const T* from) {
     Vector vector;
@@ -41,9 +48,51 @@ struct Simd {
     return vector;
   }
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static IndexVector bits_of(Vector vector) {
+    IndexVector bits;
+    std::memcpy(&bits, &vector, sizeof bits);
+    return bits;
+  }
+  static Vector of_bits(IndexVector bits) {
+    Vector vector;
+    std::memcpy(&vector, &bits, sizeof vector);
+    return vector;
+  }
   static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static Vector of_index(IndexVector index) {
+#if defined(__GNUC__)
+    return __builtin_convertvector(index, Vector);
+#else
+    return static_cast<Vector>(index);
+#endif
+  }
+
+  // a * b + c, rounded once where the processor can; for what needs no bits that are the same at every level.
+  static Vector fma(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm512_fmadd_ps(a, b, c);
+    } else {
+      return _mm512_fmadd_pd(a, b, c);
+    }
+#elif defined(__FMA__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm256_fmadd_ps(a, b, c);
+    } else {
+      return _mm256_fmadd_pd(a, b, c);
+    }
+#else
+    return a * b + c;
+#endif
+  }
+
   // Of each lane the larger or the smaller number; `b` where one is NaN.
-  static Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+  static Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm512_maskz_max_ps(0xFFFF, a, b);  // GCC warns of the plain one
+#endif
+    return a > b ? a : b;
+  }
   static Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
 
   // The highest lane, in every lane.
@@ -102,13 +151,47 @@ struct Simd {
   }
 
   // The lowest lane.
-  static T lowest(Vector vector) {
+  static T lowest(Vector vector) { return -highest(-vector); }
+  static int64_t sum(IndexVector vector) {
+    Index lanes[kLanes];
+    store_index(lanes, vector);
+    int64_t sum = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+    return sum;
+  }
+
+  // `count` with 1 added to the lanes where a < b.
+  static IndexVector add_where_less(Vector a, Vector b, IndexVector count) {
+#if defined(__AVX512F__)
+    const auto counts = reinterpret_cast<__m512i>(count), ones = reinterpret_cast<__m512i>(broadcast_index(1));
+    if constexpr (sizeof(T) == 4) {
+      return reinterpret_cast<IndexVector>(
+          _mm512_mask_add_epi32(counts, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), counts, ones));
+    } else {
+      return reinterpret_cast<IndexVector>(
+          _mm512_mask_add_epi64(counts, _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), counts, ones));
+    }
+#elif defined(__GNUC__)
+    return count - (a < b);
+#else
+    return count + (a < b ? 1 : 0);
+#endif
+  }
+
+  // How many bits are set, of as many as there are lanes.
+  static int64_t count(unsigned bits) {
+    if constexpr (kLanes <= 4) {
+      return 0x4332322132212110u >> 4 * bits & 7;
+    } else {
+      return __builtin_popcount(bits);
+    }
+  }
+  // Of all lanes, half by half.
+  static T sum(Vector vector) {
     T lanes[kLanes];
     store(lanes, vector);
     for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t lane = 0; lane < half; ++lane) {
-        lanes[lane] = lanes[lane + half] < lanes[lane] ? lanes[lane + half] : lanes[lane];
-      }
+      for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
     }
     return lanes[0];
   }
@@ -199,16 +282,7 @@ struct Simd {
   }
 
   // The first lane in which a equals b, kLanes if none does.
-  static int64_t first_equal(Vector a, Vector b) {
-    const unsigned bits = at_most(a, b) & at_most(b, a);
-    int64_t lane = 0;
-#if defined(__GNUC__)
-    lane = __builtin_ctz(bits | 1u << kLanes);
-#else
-    while (lane < kLanes && !(bits >> lane & 1)) ++lane;
-#endif
-    return lane;
-  }
+  static int64_t first_equal(Vector a, Vector b) { return lowest_bit((at_most(a, b) & at_most(b, a)) | 1u << kLanes); }
 
   // 0, 1, 2...
   static IndexVector ascending() {
@@ -217,7 +291,41 @@ struct Simd {
     return load_index(lanes);
   }
 
+  // Lane `c` of row `r` becomes lane `r` of row `c`.
+  static void transpose(Vector (&rows)[kLanes]) { transpose_halves<kLanes / 2>(rows); }
+
   static int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+ private:
+  // Of each square of 2 * half rows and lanes, two quarters change places; then the same within the quarters.
+  template <int64_t half>
+  static void transpose_halves(Vector (&rows)[kLanes]) {
+    if constexpr (half > 0) {
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 16
+#endif
+      for (int64_t r = 0; r < kLanes; ++r) {
+        if (r & half) continue;
+        const Vector a = rows[r], b = rows[r + half];
+        rows[r] = quarters<half, 0>(a, b, std::make_integer_sequence<int64_t, kLanes>{});
+        rows[r + half] = quarters<half, half>(a, b, std::make_integer_sequence<int64_t, kLanes>{});
+      }
+      transpose_halves<half / 2>(rows);
+    }
+  }
+
+  template <int64_t half, int64_t begin, int64_t... lane>
+  static Vector quarters(Vector a, Vector b, std::integer_sequence<int64_t, lane...>) {
+#if defined(JOINTMAE_SHUFFLE)
+    return __builtin_shufflevector(a, b, (begin + (lane & half ? lane - half + kLanes : lane))...);
+#else
+    T from[2 * kLanes], to[kLanes];
+    store(from, a);
+    store(from + kLanes, b);
+    ((to[lane] = from[begin + (lane & half ? lane - half + kLanes : lane)]), ...);
+    return load(to);
+#endif
+  }
 };
 
 }  // namespace jointmae

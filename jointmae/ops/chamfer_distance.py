@@ -23,6 +23,7 @@ _OP = "chamfer_distance"
 _NORMS = ("l2", "l1")
 _REDUCTIONS = ("mean", "sum", "none")
 _PATH = 0  # which CUDA kernels: 0 by size, 1 those for large clouds
+_CPU_PATH = 0  # 0 by size, 1 many pairs at once, 2 every point against every other, 3 boxes
 
 
 @overload
@@ -96,7 +97,9 @@ def _safe_sqrt(values: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, lengths: Tensor | None) -> Tensor:
-    return values.mean() if lengths is None else (values.sum(1) / lengths).mean()
+    if lengths is None:
+        return values.sum() / values.numel()  # not `mean`, whose backward fills a tensor of this shape
+    return (values.sum(1) / lengths).mean()
 
 
 def _check_values(x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None) -> None:
@@ -134,6 +137,7 @@ def _cpu(
         x.shape[0],
         x.shape[1],
         y.shape[1],
+        _CPU_PATH,
         x.dtype == torch.float64,
         torch.get_num_threads(),
     )
@@ -189,7 +193,7 @@ def _backward_cpu(
     index_xy: Tensor,
     index_yx: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    grad_d_xy, grad_d_yx = grad_d_xy.contiguous(), grad_d_yx.contiguous()
+    (grad_d_xy, step_xy), (grad_d_yx, step_yx) = _with_step(grad_d_xy), _with_step(grad_d_yx)
     x, y, index_xy, index_yx = x.contiguous(), y.contiguous(), index_xy.contiguous(), index_yx.contiguous()
     lengths_x = None if lengths_x is None else lengths_x.contiguous()
     lengths_y = None if lengths_y is None else lengths_y.contiguous()
@@ -198,6 +202,8 @@ def _backward_cpu(
     kernels.chamfer_distance_backward_cpu(
         address(grad_d_xy),
         address(grad_d_yx),
+        step_xy,
+        step_yx,
         address(x),
         address(y),
         address(lengths_x),
@@ -213,6 +219,13 @@ def _backward_cpu(
         torch.get_num_threads(),
     )
     return grad_x, grad_y
+
+
+def _with_step(grad: Tensor) -> tuple[Tensor, int]:
+    """What a kernel reads, and the step from number to number: 0 where all are one, as under a sum."""
+    if grad.numel() > 0 and not any(grad.stride()):
+        return grad[:1, :1], 0
+    return grad.contiguous(), 1
 
 
 def _backward_cuda(

@@ -1,9 +1,9 @@
 // Parallel over clouds. The steps of one cloud wait for each other, so a thread takes those of two clouds in turn, and
 // the arithmetic of one fills the waits of the other.
 #include "common/parallel.h"
-#include "farthest_point_sample/boxed_cloud.h"
+#include "farthest_point_sample/boxed_sampler.h"
 #include "farthest_point_sample/farthest_point_sample.h"
-#include "farthest_point_sample/flat_cloud.h"
+#include "farthest_point_sample/flat_sampler.h"
 
 namespace jointmae {
 namespace {
@@ -24,7 +24,7 @@ struct Clouds {
   int64_t length(int64_t b) const { return lengths ? lengths[b] : N; }
 };
 
-// Clouds first..first+count-1, at most kInTurn; `samplers` are FlatCloud or BoxedCloud.
+// Clouds first..first+count-1, at most kInTurn; `samplers` are FlatSampler or BoxedSampler.
 template <Isa isa, typename T, typename Sampler>
 void sample_in_turn(const Clouds<isa, T>& clouds, int64_t first, int64_t count, Sampler* samplers, int num_threads) {
   int64_t* indices = clouds.indices + first * clouds.M;
@@ -65,9 +65,9 @@ void farthest_point_sample_cpu(const T* points, const int64_t* lengths, int64_t*
                                int64_t M, int64_t start, SamplingPath path, int num_threads) {
   const Clouds<isa, T> clouds{points, lengths, indices, N, M, start};
   if (path == SamplingPath::boxes || (path == SamplingPath::by_size && boxes_pay(N, M))) {
-    sample_clouds<BoxedCloud>(clouds, B, num_threads);
+    sample_clouds<BoxedSampler>(clouds, B, num_threads);
   } else {
-    sample_clouds<FlatCloud>(clouds, B, num_threads);
+    sample_clouds<FlatSampler>(clouds, B, num_threads);
   }
 }
 

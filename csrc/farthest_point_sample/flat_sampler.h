@@ -14,13 +14,13 @@ namespace jointmae {
 // One cloud being sampled. Its arrays are groups of a few vectors, so that the search for the highest distance keeps a
 // group's number and not a vector's.
 template <Isa isa, typename T>
-class FlatCloud {
+class FlatSampler {
   using S = Simd<isa, T>;
   using Vector = typename S::Vector;
   using Index = typename S::Index;
 
  public:
-  explicit FlatCloud(int64_t max_points)
+  explicit FlatSampler(int64_t max_points)
       : stride_(round_up(max_points) + S::kLanes),  // the arrays do not begin at the same place of a page
         memory_(4 * stride_),
         x_(memory_.get()),

@@ -12,14 +12,14 @@
 
 namespace jointmae {
 
-// Numbers of boxes or groups, in a list with room for a vector more than there can be.
+// Boxes or groups, in a list with room for a vector more than there can be.
 template <Isa isa, typename T>
-class NumberList {
+class BoxList {
   using S = Simd<isa, T>;
   using Index = typename S::Index;
 
  public:
-  explicit NumberList(int64_t max_count) : numbers_(max_count + S::kLanes) {}
+  explicit BoxList(int64_t max_count) : numbers_(max_count + S::kLanes) {}
 
   void clear() { count_ = 0; }
   // Those of i..i+kLanes-1 whose bit is set.
@@ -39,13 +39,13 @@ class NumberList {
 // One cloud being sampled. Of each box, and where there are many also of each group of boxes, the highest distance is
 // known: a sample that is at least so far from a box changes nothing in it.
 template <Isa isa, typename T>
-class BoxedCloud {
+class BoxedSampler {
   using S = Simd<isa, T>;
   using Vector = typename S::Vector;
   using Index = typename S::Index;
 
  public:
-  explicit BoxedCloud(int64_t max_points)
+  explicit BoxedSampler(int64_t max_points)
       : boxes_(max_points),
         sq_dist_(boxes_.boxes_for(max_points) * kBoxSize),
         box_highest_(boxes_.groups_for(max_points) * kBoxesInGroup),
@@ -169,7 +169,7 @@ class BoxedCloud {
       list_highest_of(box_highest_.get(), group * kBoxesInGroup, (group + 1) * kBoxesInGroup, value, listed_boxes_);
     }
   }
-  static void list_highest_of(const T* sq_dist, int64_t begin, int64_t end, Vector value, NumberList<isa, T>& list) {
+  static void list_highest_of(const T* sq_dist, int64_t begin, int64_t end, Vector value, BoxList<isa, T>& list) {
     for (int64_t i = begin; i < end; i += S::kLanes) list.append(S::at_most(value, S::load(sq_dist + i)), i);
   }
 
@@ -204,7 +204,7 @@ class BoxedCloud {
   Scratch<isa, T> sq_dist_;        // of each point in the boxes' order
   Scratch<isa, T> box_highest_;    // of each box
   Scratch<isa, T> group_highest_;  // of each group, where by_group_
-  NumberList<isa, T> listed_boxes_, listed_groups_;
+  BoxList<isa, T> listed_boxes_, listed_groups_;
 };
 
 }  // namespace jointmae

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import Projection, project_points, reference
-from tests.op_cases import check_concurrent, check_fork, check_same_bits, equal, isa_levels
+from tests.op_cases import check_concurrent, check_fork, check_same_bits, equal, isa_levels, outputs_of
 
 MODES = ("zbuffer", "soft", "harmonic")
 IDENTITY = torch.eye(4)[:3].view(1, 1, 3, 4)
@@ -34,10 +34,10 @@ def scene(B: int, N: int, V: int, H: int, W: int, device: torch.device, dtype: t
 def expected(points, world_to_cam, intrinsics, image_size, radius=2, mode="zbuffer", **soft) -> Projection:
     B, V = world_to_cam.shape[:2]
     soft = SOFT | soft
-    *outputs, _ = reference.project_points(
+    depth, index, coverage, pixels, dropped, _ = reference.project_points(
         points, world_to_cam, intrinsics.expand(B, V, 3, 3), *image_size, radius, mode, *soft.values()
     )
-    return Projection(*outputs)
+    return Projection(depth, index, pixels, dropped, coverage if mode == "soft" else None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -51,7 +51,7 @@ def test_equals_reference(device, mode, radius, dtype, B, N, V, H, W):
     for name in ("index", "pixels", "dropped"):
         assert torch.equal(getattr(result, name), getattr(wanted, name)), name
     if mode == "zbuffer":
-        assert equal(result, wanted)  # to the bit
+        assert equal(outputs_of(result), outputs_of(wanted))  # to the bit
     torch.testing.assert_close(result.depth, wanted.depth)
     torch.testing.assert_close(result.coverage, wanted.coverage)
 
@@ -62,7 +62,7 @@ def test_integer_coordinates(device):
     points = torch.randint(-4, 5, (2, 400, 3), device=device).float()
     points[..., 2] = points[..., 2].abs() % 3  # z = 0 is behind
     args = (points, IDENTITY.expand(2, 1, 3, 4).to(device), pinhole(4, 32, 32, device), (32, 32), 1)
-    assert equal(project_points(*args), expected(*args))
+    assert equal(outputs_of(project_points(*args)), outputs_of(expected(*args)))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_views_are_independent(device):
     together = project_points(points, world_to_cam, intrinsics, size, 2, "soft")
     for v in range(4):
         alone = project_points(points, world_to_cam[:, v : v + 1], intrinsics[:, v : v + 1], size, 2, "soft")
-        assert equal(tuple(alone), tuple(output[:, v : v + 1] for output in together))
+        assert equal(outputs_of(alone), tuple(output[:, v : v + 1] for output in outputs_of(together)))
 
 
 def test_weights_that_underflow(device):
@@ -146,7 +146,7 @@ def test_empty_batch(device):
         result = project_points(
             points, torch.empty(0, 3, 3, 4, device=device), torch.eye(3, device=device), (4, 6), 1, mode
         )
-        assert [tuple(output.shape) for output in result] == [(0, 3, 4, 6)] * 3 + [(0, 3, 5, 2), (0, 3)]
+        assert [tuple(output.shape) for output in outputs_of(result)] == [(0, 3, 4, 6)] * 3 + [(0, 3, 5, 2), (0, 3)]
         result.depth.sum().backward()
         assert points.grad is not None and points.grad.shape == (0, 5, 3)
 
@@ -156,11 +156,12 @@ def test_dtypes(device):
     for dtype in (torch.float16, torch.bfloat16):
         half = points.to(dtype)
         result = project_points(half, world_to_cam, intrinsics, size, 2, "soft")
-        assert equal(tuple(result), tuple(project_points(half.float(), world_to_cam, intrinsics, size, 2, "soft")))
+        wanted = project_points(half.float(), world_to_cam, intrinsics, size, 2, "soft")
+        assert equal(outputs_of(result), outputs_of(wanted))
     result = project_points(points.double(), world_to_cam, intrinsics, size, 2, "soft")
     assert result.depth.dtype == result.coverage.dtype == torch.float64
-    assert [output.dtype for output in result[3:]] == [torch.int32, torch.int64]
-    assert result.index.dtype == torch.int32
+    assert [output.dtype for output in (result.index, result.pixels)] == [torch.int32] * 2
+    assert result.dropped.dtype == torch.int64
 
 
 def test_not_contiguous(device):
@@ -172,7 +173,7 @@ def test_not_contiguous(device):
         b = points.clone().requires_grad_()
         first = project_points(a, strided[1], intrinsics, size, 2, mode)
         second = project_points(b, world_to_cam, intrinsics, size, 2, mode)
-        assert equal(tuple(first), tuple(second))
+        assert equal(outputs_of(first), outputs_of(second))
         weight = torch.randn_like(first.depth).transpose(2, 3)  # a gradient that is not contiguous
         (first.depth.transpose(2, 3) * weight).sum().backward()
         (second.depth.transpose(2, 3) * weight).sum().backward()
@@ -292,15 +293,15 @@ def test_same_bits(device, num_threads, mode):
         leaf = points.clone().requires_grad_()
         result = project_points(leaf, *args, 2, mode)
         (result.depth.square().sum() + result.coverage.sum()).backward()
-        return (*(output.detach() for output in result), leaf.grad)
+        return (*(output.detach() for output in outputs_of(result)), leaf.grad)
 
     check_same_bits(call, num_threads)
 
 
 def test_concurrent_and_forked():
     points, *args = scene(4, 200, 2, 30, 30, torch.device("cpu"))
-    check_concurrent(lambda: tuple(project_points(points, *args, 2, "soft")))
-    check_fork(lambda: tuple(project_points(points, *args, 2, "soft")))
+    check_concurrent(lambda: outputs_of(project_points(points, *args, 2, "soft")))
+    check_fork(lambda: outputs_of(project_points(points, *args, 2, "soft")))
 
 
 BITS = """
@@ -314,7 +315,7 @@ for mode in ("zbuffer", "soft", "harmonic"):
     points.grad = None
     result = project_points(points, world_to_cam, intrinsics, (36, 41), 2, mode)
     torch.autograd.backward([result.depth], [torch.randn_like(result.depth)])
-    for tensor in (*result, points.grad):
+    for tensor in (result.depth, result.index, result.coverage, result.pixels, points.grad):
         print(hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest())
 """
 

@@ -65,6 +65,57 @@ def test_integer_coordinates(device):
     assert equal(outputs_of(project_points(*args)), outputs_of(expected(*args)))
 
 
+# Few and many footprints on several bands of rows; views that threads share; footprints wider than a band, or than all.
+LARGE = [(1, 500, 2, 300, 230), (1, 30_000, 2, 300, 230), (2, 90_000, 0, 40, 50), (1, 90_000, 1, 40, 50)]
+LARGE += [(1, 60, 30, 300, 230), (3, 5, 260, 257, 260)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("V", "N", "radius", "H", "W"), LARGE)
+def test_large_views_and_clouds(num_threads, mode, V, N, radius, H, W):
+    """All ways of the CPU kernels, which choose by size: the reference's results, and the same bits for any threads."""
+    points, *args = scene(1, N, V, H, W, torch.device("cpu"))
+    points = torch.cat([points[:, : N // 2], (points[:, N // 2 :] * 8).round() / 8], dim=1)  # many ties
+
+    def call(points: Tensor) -> tuple[Tensor, ...]:
+        leaf = points.clone().requires_grad_()
+        result = project_points(leaf, *args, radius, mode, sigma=max(1.0, radius / 3))
+        (result.depth.square().sum() + result.coverage.sum()).backward()
+        return (*(output.detach() for output in outputs_of(result)), leaf.grad)
+
+    wanted = expected(points, *args, radius, mode, sigma=max(1.0, radius / 3))
+    depth, index, coverage, pixels, dropped, _ = call(points)
+    assert equal((index, pixels, dropped), (wanted.index, wanted.pixels, wanted.dropped))
+    if mode == "zbuffer":
+        assert torch.equal(depth, wanted.depth)
+    else:  # float32 sums of up to 800 terms
+        torch.testing.assert_close(depth, wanted.depth, rtol=2e-5, atol=1e-5)
+        torch.testing.assert_close(coverage, wanted.coverage, rtol=2e-5, atol=1e-5)
+    check_same_bits(lambda: call(points), num_threads)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("N", "radius", "H", "W"), [(400, 2, 300, 230), (70_000, 1, 30, 40), (60, 30, 300, 230)])
+def test_gradient_of_large_views_and_clouds(mode, N, radius, H, W):
+    points, *args = scene(1, N, 2, H, W, torch.device("cpu"), torch.float64)
+    ours, theirs = points.clone().requires_grad_(), points.clone().requires_grad_()
+    for draw, leaf in ((project_points, ours), (expected, theirs)):
+        result = draw(leaf, *args, radius, mode, sigma=max(1.0, radius / 3))
+        (result.depth.square().sum() + result.coverage.square().sum()).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("radius", [0, 2])
+def test_all_points_dropped(device, mode, radius):
+    points = torch.tensor([[[0.0, 0, -1], [9e9, 0, 1]]], device=device, requires_grad=True)
+    result = project_points(points, IDENTITY.to(device), pinhole(4, 8, 8, device), (8, 8), radius, mode)
+    result.depth.sum().backward()
+    assert result.dropped.tolist() == [[2]]
+    assert result.index.eq(-1).all() and result.depth.eq(0).all() and result.coverage.eq(0).all()
+    assert points.grad is not None and points.grad.eq(0).all()
+
+
 @pytest.mark.parametrize(
     ("mode", "wanted"),
     [

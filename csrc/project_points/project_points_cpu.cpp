@@ -3,6 +3,7 @@
 // in a fixed order.
 #include <algorithm>
 
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "project_points/bands.h"
@@ -385,6 +386,12 @@ void project_points_cpu(const T* points, const T* world_to_cam, const T* intrins
                          spec.mode == ProjectMode::zbuffer ? nullptr : weight_sum,
                          pixels,
                          dropped};
+  const int64_t num_pixels = spec.B * spec.V * spec.H * spec.W,
+                num_bytes = num_pixels * static_cast<int64_t>(sizeof(T));
+  ask_for_huge_pages(outputs.depth, num_bytes);
+  ask_for_huge_pages(outputs.index, num_pixels * static_cast<int64_t>(sizeof(int32_t)));
+  ask_for_huge_pages(outputs.coverage, num_bytes);
+  ask_for_huge_pages(outputs.weight_sum, num_bytes);
   if (scene.single_pixels()) return draw_single_pixels<isa>(scene, outputs, num_threads);
   with_width<isa>(spec.radius, [&](auto width) { draw<isa, decltype(width)::value>(scene, outputs, num_threads); });
 }

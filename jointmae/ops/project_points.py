@@ -72,11 +72,11 @@ def project_points(
       underflow (a sigma far below a pixel) depth and coverage are 0.
     - "harmonic": the harmonic mean, count / sum (1 / z_i). Its gradient goes along the viewing axis.
 
-    In the modes zbuffer and harmonic `coverage` is 0 or 1, has no gradient and is computed from `index` when it is read.
-    Ties in z go to the lowest index. The cameras get no gradient. float16 and bfloat16 are computed and returned in float32, float64 in float64. B = 0 gives an empty
-    result. The bits of the results do not depend on threads, instruction set or device (but for the gradient of
-    "zbuffer", which a GPU sums in another order), and pixels, index and the z-buffer are those of the reference. On the
-    CPU one view is drawn by one thread.
+    In the modes zbuffer and harmonic `coverage` is 0 or 1; it has no gradient and is computed from `index` when it is
+    read. Ties in z go to the lowest index. The cameras get no gradient. float16 and bfloat16 are computed and returned
+    in float32, float64 in float64. B = 0 gives an empty result. The bits of the results do not depend on threads,
+    instruction set or device (but for the gradient of "zbuffer", which a GPU sums in another order), and pixels, index
+    and the z-buffer are those of the reference.
 
     Raises ValueError for shapes that do not fit, a radius outside 0..max(H, W), a sigma, temperature or background
     that is not positive, and, on the CPU, for NaN or infinity and for a skewed camera. Raises TypeError for integer
@@ -148,8 +148,10 @@ def _spec(points: Tensor, world_to_cam: Tensor, height: int, width: int, radius:
 
 
 def _allocate(points: Tensor, world_to_cam: Tensor, height: int, width: int, mode: str) -> tuple[Tensor, ...]:
-    """Uninitialised outputs: those of `Projection`, coverage empty but in the mode soft, and the sum of weights that the
-    backward of the modes soft and harmonic reads, empty in zbuffer."""
+    """Uninitialised outputs; coverage is empty but in the mode soft.
+
+    The last is the sum of weights that the backward of the modes soft and harmonic reads; it is empty in zbuffer.
+    """
     B, N, _ = points.shape
     V = world_to_cam.shape[1]
     image = (B, V, height, width)

@@ -221,7 +221,8 @@ def project_points(
 ) -> tuple[Tensor, ...]:
     """See `jointmae.ops.project_points`. The last output is the sum of weights. Differentiable by itself.
 
-    Coverage is empty but in the mode soft, and so is the sum of weights in zbuffer. On a GPU the sums of the modes soft and harmonic run in no fixed order.
+    Coverage is empty but in the mode soft, the sum of weights is empty in zbuffer. On a GPU the sums of the modes soft
+    and harmonic run in no fixed order.
     """
     B, N, _ = points.shape
     V = world_to_cam.shape[1]

@@ -1,4 +1,4 @@
-// The points of a cloud in an order in which neighbours in space are neighbours in memory: along Morton's curve.
+// The points of a cloud in an order in which neighbours in space are neighbours in memory: along Hilbert's curve.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "common/hilbert_curve.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
@@ -146,26 +147,23 @@ class CurveOrder {
       scale[c] = size > std::numeric_limits<T>::min() * num_cells ? num_cells / size : T(0);
     }
     const T low_x = low[0], low_y = low[1], low_z = low[2], scale_x = scale[0], scale_y = scale[1], scale_z = scale[2];
+    HilbertCells<isa> cells;
+    for (int64_t first = begin; first < end; first += cells.kCount) {
+      const int64_t count = std::min(cells.kCount, end - first);
 #pragma omp simd
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t p = order(i);
-      const T cx = (half * points[3 * p] - low_x) * scale_x, cy = (half * points[3 * p + 1] - low_y) * scale_y;
-      const T cz = (half * points[3 * p + 2] - low_z) * scale_z;
-      const int32_t x = static_cast<int32_t>(cx < last_cell ? cx : last_cell);
-      const int32_t y = static_cast<int32_t>(cy < last_cell ? cy : last_cell);
-      const int32_t z = static_cast<int32_t>(cz < last_cell ? cz : last_cell);
-      const uint32_t code = spread(x) | spread(y) << 1 | spread(z) << 2;
-      entries[i] = uint64_t{code} << 32 | static_cast<uint64_t>(p);
+      for (int64_t i = 0; i < count; ++i) {
+        const T* point = points + 3 * order(first + i);
+        const T x = (half * point[0] - low_x) * scale_x, y = (half * point[1] - low_y) * scale_y;
+        const T z = (half * point[2] - low_z) * scale_z;
+        cells.x[i] = static_cast<uint32_t>(static_cast<int32_t>(x < last_cell ? x : last_cell));
+        cells.y[i] = static_cast<uint32_t>(static_cast<int32_t>(y < last_cell ? y : last_cell));
+        cells.z[i] = static_cast<uint32_t>(static_cast<int32_t>(z < last_cell ? z : last_cell));
+      }
+      cells.find_places(axis_bits);
+      for (int64_t i = 0; i < count; ++i) {
+        entries[first + i] = uint64_t{cells.place(i)} << 32 | static_cast<uint64_t>(order(first + i));
+      }
     }
-  }
-
-  // The ten low bits, each three places from the next.
-  static uint32_t spread(int32_t cell) {
-    uint32_t bits = static_cast<uint32_t>(cell);
-    bits = (bits | bits << 16) & 0x030000FFu;
-    bits = (bits | bits << 8) & 0x0300F00Fu;
-    bits = (bits | bits << 4) & 0x030C30C3u;
-    return (bits | bits << 2) & 0x09249249u;
   }
 
   // One pass of the radix sort. Stable: a range's share of a bucket comes after the shares of the ranges before it.
@@ -180,17 +178,24 @@ class CurveOrder {
       for (int64_t i = first; i < last; ++i) ++mine[from[i] >> shift & mask];
     });
     int32_t next = static_cast<int32_t>(begin);
-    for (int64_t bucket = 0; bucket < num_buckets; ++bucket) {
-      for (int64_t r = 0; r < num_ranges; ++r) {
-        const int32_t share = counts[r * num_buckets + bucket];
-        counts[r * num_buckets + bucket] = next;
-        next += share;
-      }
+    for (int32_t* share = counts; share < counts + num_buckets; ++share) {
+      next = begin_shares(share, num_ranges, num_buckets, next);
     }
     for_ranges(begin, end, num_ranges, num_threads, [=](int64_t r, int64_t first, int64_t last) {
       int32_t* mine = counts + r * num_buckets;
       for (int64_t i = first; i < last; ++i) to[mine[from[i] >> shift & mask]++] = from[i];
     });
+  }
+
+  // The sizes of a bucket's shares become their beginnings, from `next` on; returns the end of the last one.
+  static int32_t begin_shares(int32_t* share, int64_t num_ranges, int64_t stride, int32_t next) {
+    for (;;) {
+      const int32_t size = *share;
+      *share = next;
+      next += size;
+      if (--num_ranges == 0) return next;
+      share += stride;
+    }
   }
 
   // Where many points share a cell, and are not all of the range: that cell gets a grid of its own. A crowd holds two

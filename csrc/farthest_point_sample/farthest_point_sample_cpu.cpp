@@ -9,8 +9,8 @@ namespace jointmae {
 namespace {
 
 // Measured: to build boxes costs as much as to look at all points 64 times, a step with boxes as much as one that looks
-// at 1200 points.
-constexpr int64_t kBuildInSteps = 64, kBoxedStepInPoints = 1200;
+// at 800 points.
+constexpr int64_t kBuildInSteps = 64, kBoxedStepInPoints = 800;
 constexpr int64_t kInTurn = 2;
 constexpr int64_t kRangesPerThread = 4;  // a range of clouds takes its memory once
 

@@ -4,11 +4,8 @@
 #include <cstdint>
 #include <new>
 
+#include "common/huge_pages.h"
 #include "common/isa.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace jointmae {
 
@@ -17,9 +14,7 @@ class Scratch {
  public:
   explicit Scratch(int64_t count)
       : size_(sizeof(T) * static_cast<std::size_t>(count)), data_(static_cast<T*>(::operator new(size_, alignment()))) {
-#if defined(__linux__)  // a page fault for each 4 KB costs more than what a kernel does with them
-    if (size_ >= kHugePage) madvise(data_, size_ / kHugePage * kHugePage, MADV_HUGEPAGE);
-#endif
+    ask_for_huge_pages(data_, static_cast<int64_t>(size_));
   }
   ~Scratch() { ::operator delete(data_, alignment()); }
   Scratch(const Scratch&) = delete;
@@ -30,8 +25,9 @@ class Scratch {
   T& operator[](int64_t i) { return data_[i]; }
 
  private:
-  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
-  std::align_val_t alignment() const { return std::align_val_t{size_ >= kHugePage ? kHugePage : 64}; }
+  std::align_val_t alignment() const {
+    return std::align_val_t{size_ < static_cast<std::size_t>(kHugeFrom) ? 64u : 2u << 20};
+  }
 
   const std::size_t size_;
   T* const data_;

@@ -21,11 +21,15 @@
 
 namespace jointmae {
 
-template <Isa isa, typename T>
+template <Isa isa>
+inline constexpr int64_t kVectorBytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
+
+// `bytes` may be less than the instruction set has; what asks for intrinsics is for its own width only.
+template <Isa isa, typename T, int64_t bytes = kVectorBytes<isa>>
 struct Simd {
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // as wide as T: the lanes correspond
 #if defined(__GNUC__)
-  static constexpr int64_t kBytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
+  static constexpr int64_t kBytes = bytes;
   typedef T Vector __attribute__((vector_size(kBytes)));
   typedef Index IndexVector __attribute__((vector_size(kBytes)));
 #else

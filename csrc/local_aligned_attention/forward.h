@@ -33,8 +33,7 @@ class Forward {
         lse_(lse),
         spec_(spec),
         width_(V::round_up(spec.d)),
-        row_(((ceil_div<isa>(spec.L, kLanes) + 3) / 2 * 2 + 1) *
-             kLanes),  // an odd number of vectors spreads over the cache
+        row_(((ceil_div<isa>(spec.L, kLanes) + 3) / 2 * 2 + 1) * kLanes),
         limit_(rows_of_a_block(row_)),
         panels_(panels_size<isa>(spec.L, spec.d)),
         keys_(spec.L * width_),
@@ -70,41 +69,28 @@ class Forward {
 
   // `queries` are places of modality m.
   void attend(int64_t m, const Range& queries) {
-    const Modality& own = head_.tokens.modalities[m];
-    const Range rows{0, queries.end - queries.begin};
-    const Range places{own.start + queries.begin, own.start + queries.end};
-    pack_rows<isa, E>(q_, head_, places, spec_.d, score_scale<isa>(spec_.d), queries_.get());
-    score_own(own, rows);
-    const bool few = pairs_of<isa>(head_.tokens, m, queries) <= kFewPairs * rows.end;
-    const int64_t groups = own.reads_all ? 1 : ceil_div<isa>(rows.end, kRows);
-    if (few) {
-      score_pairs(m, queries);
-    } else {
-      for (int64_t i = 0; i < groups; ++i) score_others(m, queries, part_of<isa>(rows, i, groups));
-    }
-    for (int64_t i = 0; i < rows.end; i += kLanes) {
-      exponentiate(i, rows.end - i < kLanes ? rows.end - i : kLanes, places.begin);
-    }
-    weigh(m, {0, own.count}, rows, 0, false);
-    if (few) {
-      weigh_pairs(m, queries);
-    } else {
-      for (int64_t i = 0; i < groups; ++i) weigh_others(m, queries, part_of<isa>(rows, i, groups));
-    }
-    for (int64_t i = 0; i < rows.end; ++i) {
-      unpack_row<isa>(sums_.get() + i * width_, spec_.d, scale_[i], row_at<isa, E>(out_, head_, places.begin + i));
+    const int64_t start = head_.tokens.modalities[m].start + queries.begin, rows = queries.end - queries.begin;
+    const bool few = pairs_of<isa>(head_.tokens, m, queries) <= kFewPairs * rows;
+    pack_rows<isa, E>(q_, head_, {start, start + rows}, spec_.d, score_scale<isa>(spec_.d), queries_.get());
+    score_own(m, rows);
+    few ? score_pairs(m, queries) : score_groups(m, queries);
+    for (int64_t i = 0; i < rows; i += kLanes) exponentiate(i, rows - i < kLanes ? rows - i : kLanes, start);
+    weigh(m, {0, head_.tokens.modalities[m].count}, {0, rows}, 0, false);
+    few ? weigh_pairs(m, queries) : weigh_groups(m, queries);
+    for (int64_t i = 0; i < rows; ++i) {
+      unpack_row<isa>(sums_.get() + i * width_, spec_.d, scale_[i], row_at<isa, E>(out_, head_, start + i));
     }
   }
 
-  void score_own(const Modality& own, const Range& rows) {
+  void score_own(int64_t m, int64_t rows) {
+    const Modality& own = head_.tokens.modalities[m];
     const int64_t whole = in_vectors<isa>(own.count), last = (own.count - 1) / kLanes * kLanes;
-    if (whole > 0) score(&own - head_.tokens.modalities, {0, whole}, rows, 0);
-    for (int64_t row = 0; row < rows.end; ++row) {
+    score(m, {0, whole}, {0, rows}, 0);
+    for (int64_t row = 0; row < rows; ++row) {
       columns_[row] = last + kLanes;
-      if (last + kLanes == whole) continue;
-      keep<isa>({0, whole}, last, 1, scores_.get() + row * row_ + last);
+      if (columns_[row] > whole) keep<isa>({0, whole}, last, 1, scores_.get() + row * row_ + last);
     }
-    for (int64_t key = whole; key < own.count; ++key) score_key(own.start + key, rows.end, key);
+    for (int64_t key = whole; key < own.count; ++key) score_key(own.start + key, rows, key);
   }
 
   // The scores of all rows for the key at a place, into a column.
@@ -163,20 +149,40 @@ class Forward {
                   vectors.end - vectors.begin, spec_.d, false, ahead_);
   }
 
-  void score_others(int64_t m, const Range& queries, const Range& rows) {
-    const Range keys = others_of(m, queries, rows), vectors = vectors_of<isa>(keys);
-    if (keys.begin == keys.end) return;
-    const int64_t at = columns_[rows.begin];
-    score(1 - m, keys, rows, at);
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      keep<isa>(read_by<isa>(head_.tokens, m, queries.begin + row), vectors.begin * kLanes, vectors.end - vectors.begin,
-                scores_.get() + row * row_ + at);
-      columns_[row] += (vectors.end - vectors.begin) * kLanes;
-    }
+  // Part i of the queries, as rows of the block: neighbours, that read the same keys.
+  Range group_of(int64_t m, const Range& queries, int64_t i) const {
+    const Range rows{0, queries.end - queries.begin};
+    return part_of<isa>(rows, i, groups_of(m, queries));
+  }
+
+  int64_t groups_of(int64_t m, const Range& queries) const {
+    return head_.tokens.modalities[m].reads_all ? 1 : ceil_div<isa>(queries.end - queries.begin, kRows);
   }
 
   Range others_of(int64_t m, const Range& queries, const Range& rows) const {
     return read_by_any<isa>(head_.tokens, m, {queries.begin + rows.begin, queries.begin + rows.end});
+  }
+
+  void score_groups(int64_t m, const Range& queries) {
+    const int64_t at = V::round_up(head_.tokens.modalities[m].count);
+    for (int64_t i = 0; i < groups_of(m, queries); ++i) {
+      const Range rows = group_of(m, queries, i), keys = others_of(m, queries, rows), vectors = vectors_of<isa>(keys);
+      if (keys.begin == keys.end) continue;
+      score(1 - m, keys, rows, at);
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        keep<isa>(read_by<isa>(head_.tokens, m, queries.begin + row), vectors.begin * kLanes,
+                  vectors.end - vectors.begin, scores_.get() + row * row_ + at);
+        columns_[row] = at + (vectors.end - vectors.begin) * kLanes;
+      }
+    }
+  }
+
+  void weigh_groups(int64_t m, const Range& queries) {
+    const int64_t at = V::round_up(head_.tokens.modalities[m].count);
+    for (int64_t i = 0; i < groups_of(m, queries); ++i) {
+      const Range rows = group_of(m, queries, i), keys = others_of(m, queries, rows);
+      weigh(1 - m, keys, rows, at + keys.begin % kLanes, true);
+    }
   }
 
   // Scores of `count` rows, at most kLanes, become their exponentials, relative to the row's highest.
@@ -226,17 +232,11 @@ class Forward {
     }
   }
 
-  void weigh_others(int64_t m, const Range& queries, const Range& rows) {
-    const Range keys = others_of(m, queries, rows);
-    const int64_t at = V::round_up(head_.tokens.modalities[m].count);
-    weigh(1 - m, keys, rows, at + keys.begin % kLanes, true);
-  }
-
   const Strided &q_, &k_, &v_, &out_;
   float* lse_;
   const AttentionSpec& spec_;
   const int64_t width_;  // of a row of channels
-  const int64_t row_;    // the distance of rows of scores
+  const int64_t row_;    // the distance of rows of scores: an odd number of vectors spreads them over the cache
   const int64_t limit_;  // queries in a block
   const Strided* written_[1] = {&out_};
   Ahead<isa> ahead_;

@@ -71,8 +71,7 @@ void multiply_rows(int64_t vectors, const Left& a, const float* b, int64_t b_row
   multiply_tile<isa, rows, 1>(a, b, b_row, c, c_row, depth, add);
 }
 
-// c [rows, vectors] = a * b, or c += a * b: of b the vectors `first` and on. The order of a sum is that of `depth`,
-// whatever the tiles: a score has the same bits forward and backward.
+// c [rows, vectors] = a * b, or c += a * b: of b the vectors `first` and on. Tiles do not change the order of a sum.
 template <Isa isa>
 void multiply(const Left& a, const Right& b, float* c, int64_t c_row, int64_t rows, int64_t first, int64_t vectors,
               int64_t depth, bool add, Ahead<isa>& ahead) {

@@ -1,8 +1,8 @@
 """Attention among 3D and 2D tokens that lets a token read the other modality only in its own image cell (Joint-MAE,
 section 3.3). B samples, h heads, L tokens of which the first num_3d are 3D, d channels a head.
 
-On a GPU the Triton kernels of local_aligned_attention_triton.py do the work. Everywhere else, and for what they are not
-made for, PyTorch's own attention does, `_attend`.
+On a GPU the Triton kernels of local_aligned_attention_triton.py do the work, on a CPU those of the compiled module.
+Everywhere else, and for what they are not made for, PyTorch's own attention does, `_attend`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ class Alignment(NamedTuple):
     )  # [B, 1, L, L] added to the scores: 0 or -inf; None where all may read all, or kernels need none
     num_3d: int
     scheme: tuple[str, str]
-    order: Tensor | None = None  # [B, 3, L] int32 for the kernels: the tokens by cell, and where equal cells begin, end
+    order: Tensor | None = None  # [B, 3, L] int32 for kernels: the tokens by cell, and where equal cells begin, end
 
 
 def align(cell: Tensor, num_3d: int, scheme: tuple[str, str] = ("local", "local")) -> Alignment:
     """What `local_aligned_attention` needs of the tokens' cells [B, L] int32, computed once for many calls.
 
-    On a GPU that is the order of many tokens by cell, elsewhere a bias for PyTorch's attention; under autocast the bias
-    has autocast's dtype, else float32. Raises as `local_aligned_attention` does.
+    Where there are kernels that is the order of the tokens by cell (on a GPU nothing for few tokens), elsewhere a bias
+    for PyTorch's attention; under autocast the bias has autocast's dtype, else float32. Raises as
+    `local_aligned_attention` does.
     """
     if cell.dtype != torch.int32:
         raise TypeError(f"{_OP}: cell must be int32, got {cell.dtype}")
@@ -64,21 +65,25 @@ def align(cell: Tensor, num_3d: int, scheme: tuple[str, str] = ("local", "local"
     return Alignment(cell, _bias(cell, num_3d, scheme), num_3d, scheme)
 
 
+def _for_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
 def _has_kernels(tensor: Tensor) -> bool:
-    return _HAS_TRITON if tensor.is_cuda else kernels is not None and tensor.device.type == "cpu"
+    return _HAS_TRITON if _for_triton(tensor) else kernels is not None and tensor.device.type == "cpu"
 
 
 def _serve(q: Tensor) -> bool:
     """Whether the kernels do; on a GPU, `q` is of a shape they are made for, with 31-bit offsets inside a sample."""
     if not _has_kernels(q) or q.dtype not in _KERNEL_DTYPES:
         return False
-    return not q.is_cuda or (q.shape[3] in _KERNEL_DIMS and q.shape[1] * q.shape[2] * q.shape[3] < 2**31)
+    return not _for_triton(q) or (q.shape[3] in _KERNEL_DIMS and q.shape[1] * q.shape[2] * q.shape[3] < 2**31)
 
 
 def _order(cell: Tensor, num_3d: int) -> Tensor | None:
     """None where the kernels do without: for one modality, or, on a GPU, for few tokens."""
     L = cell.shape[1]
-    if num_3d in (0, L) or (cell.is_cuda and L <= FEW_TOKENS):
+    if num_3d in (0, L) or (_for_triton(cell) and L <= FEW_TOKENS):
         return None
     order: Tensor = torch.ops.jointmae.local_aligned_attention_order(cell, num_3d)
     return order
@@ -108,9 +113,10 @@ def local_aligned_attention(
     [B, L] int32, or, to prepare many calls once, what `align` made of ids, num_3d and scheme; both give the same bits.
     Differentiable in q, k and v. B = 0 gives an empty result. NaN spreads as in any attention.
 
-    On an NVIDIA GPU with Triton this is one kernel, and one or two for the gradients, that never hold a mask, add up in
-    float32, and give the same bits each time; they are for float32, bfloat16 and float16 with d of 16, 32, 48, 64, 96
-    or 128, and have no second derivative. Anything else is computed by PyTorch's attention with a bias.
+    The kernels are for float32, bfloat16 and float16: they never hold a mask, add up in float32, give the same bits
+    each time, and have no second derivative. On a CPU they take any d and give the same bits for every number of
+    threads; on an NVIDIA GPU they need Triton and a d of 16, 32, 48, 64, 96 or 128. Anything else is computed by
+    PyTorch's attention with a bias.
 
     Raises ValueError for shapes that do not fit, num_3d outside 0..L and other schemes, TypeError for cells that are
     not int32 and for q, k, v that are not of one floating-point dtype.
@@ -206,12 +212,13 @@ def _forward_cuda(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _strided(tensor: Tensor) -> Any:
+    """Where the CPU kernels find a tensor [B, h, L, d] whose channels are one by one."""
     assert kernels is not None
     return kernels.Strided(tensor.data_ptr(), *tensor.stride()[:3])
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """`tensor` [B, h, L, d] as the CPU kernels read it: with channels one by one."""
+    """`tensor` [B, h, L, d] with channels one by one."""
     return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
 
 
@@ -226,6 +233,8 @@ def _forward_cpu(
     global_3d: bool,
 ) -> tuple[Tensor, Tensor]:
     assert kernels is not None
+    if order is None and not (global_2d and global_3d):
+        order = _order(cell, num_3d)
     q, k, v = _rows(q), _rows(k), _rows(v)
     out, lse = _forward_fake(q)
     if q.numel() > 0:
@@ -267,6 +276,8 @@ def _backward_cpu(
     global_3d: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert kernels is not None
+    if order is None and not (global_2d and global_3d):
+        order = _order(cell, num_3d)
     grad, q, k, v, out = (_rows(tensor) for tensor in (grad, q, k, v, out))
     grads = _backward_fake(grad)
     if q.numel() > 0:

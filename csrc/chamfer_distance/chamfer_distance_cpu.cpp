@@ -85,6 +85,7 @@ void brute(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
 }
 
 constexpr int64_t kProbes = 4, kEnoughToProbe = 64;  // boxes
+constexpr int64_t kWorthThreads = 1 << 14;           // points of a pair that is not left to one thread
 
 template <Isa isa, typename T>
 void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
@@ -108,7 +109,8 @@ void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
     search(y, x, pair.d_yx, pair.index_yx, threads);
     pair.clear();
   };
-  const bool over_pairs = B >= 4 * num_threads;
+  const bool is_small = std::max(pairs.N, pairs.M) < kWorthThreads;
+  const bool over_pairs = B >= num_threads && (is_small || B >= 4 * num_threads);
   parallel_for(over_pairs ? B : 1, grain_for(B, num_threads), num_threads, [=](int64_t begin, int64_t end) {
     BoxedCloud<isa, T> x(pairs.N), y(pairs.M);
     for (int64_t b = begin; b < (over_pairs ? end : B); ++b) run(x, y, b, over_pairs ? 1 : num_threads);

@@ -119,10 +119,10 @@ void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
 
 // As measured: a lane's share of a vector is cheap, but needs many pairs; sorting both clouds must be paid back.
 ChamferCpuPath path_for(int64_t B, int64_t N, int64_t M, int64_t num_lanes, int num_threads) {
-  constexpr int64_t kTiny = 64, kMostInLanes = 512;  // points
-  constexpr int64_t kFewestInBoxes = 128;            // of N * M / (N + M)
+  constexpr int64_t kTiny = 64, kMostPerLane = 32;  // points
+  constexpr int64_t kFewestInBoxes = 256;           // of N * M / (N + M)
   const int64_t most = std::max(N, M);
-  if (most <= kTiny ? B >= num_lanes / 2 : most <= kMostInLanes && B >= num_lanes * num_threads) {
+  if (most <= kTiny ? B >= num_lanes / 2 : most <= kMostPerLane * num_lanes && B >= num_lanes * num_threads) {
     return ChamferCpuPath::many_pairs;
   }
   return N >= kFewestInBoxes * (N + M) / M ? ChamferCpuPath::boxes : ChamferCpuPath::brute;

@@ -34,7 +34,7 @@ def _scene(B: int, N: int, V: int, size: int, device: torch.device) -> tuple[Ten
 
 @pytest.mark.parametrize(("B", "N", "size"), ZBUFFER)
 def bench_project_points(compare, device, quick, B, N, size):
-    """One pixel a point, one view: what the peers can do. Ours gives index, coverage and pixels too."""
+    """One pixel a point, one view: what the peers can do. Ours gives index and pixels too."""
     if quick and B * N > 32 * 2048:
         pytest.skip("a large workload: run without --quick")
     world_to_cam = torch.eye(4, device=device)[:3].expand(B, 1, 3, 4).contiguous()
@@ -49,7 +49,33 @@ def bench_project_points(compare, device, quick, B, N, size):
         rotated(lambda: _in_front(B, N, size, device), device),
         rivals=peers_of("project_points", device, B * N),
         check=within(0),
-        num_bytes=20.0 * B * N + 12.0 * B * size * size,  # points, pixels; depth, index, coverage
+        num_bytes=20.0 * B * N + 8.0 * B * size * size,  # points, pixels; depth, index
+    )
+
+
+@pytest.mark.parametrize(("B", "N", "size"), ZBUFFER[:-1])
+def bench_project_points_soft_and_numba(compare, device, quick, B, N, size):
+    """Our soft mode with its gradient, 5x5 pixels a point, beside what a plain loop takes for one pixel a point."""
+    if quick and B * N > 32 * 2048:
+        pytest.skip("a large workload: run without --quick")
+    world_to_cam = torch.eye(4, device=device)[:3].expand(B, 1, 3, 4).contiguous()
+    grads = torch.randn(2, B, 1, size, size, device=device)
+
+    def soft(points: Tensor, k: Tensor, size: int) -> Tensor:
+        leaf = points.detach().requires_grad_()
+        drawn = ops.project_points(leaf, world_to_cam, k, (size, size), 2, "soft")
+        return torch.autograd.grad((drawn.depth, drawn.coverage), leaf, tuple(grads))[0]
+
+    compare(
+        f"project_points soft 5x5 backward, z-buffers 1x1, B{B} N{N} {size}",
+        {
+            "jointmae": soft,
+            "jointmae z-buffer": lambda points, k, S: ops.project_points(points, world_to_cam, k, (S, S), 0).depth,
+        },
+        rotated(lambda: _in_front(B, N, size, device), device),
+        rivals=[peer for peer in peers_of("project_points", device, B * N) if peer.name == "numba loop"],
+        check=lambda *_: "another function",
+        num_bytes=B * (40.0 * N + 36.0 * size * size),  # 4 images are written, 5 read
     )
 
 
@@ -80,25 +106,28 @@ def bench_project_points_training(compare, device, quick, B, N, size, backward, 
 
     grad = torch.randn(B, V, size, size, device=device)
 
+    def ours(*args: Tensor) -> tuple[Tensor, ...]:
+        drawn = ops.project_points(*args, (size, size), 2, mode)
+        return (drawn.depth, drawn.coverage) if mode == "soft" else (drawn.depth,)
+
+    def theirs(*args: Tensor) -> tuple[Tensor, ...]:
+        depth, _, coverage, *_ = reference.project_points(*args, size, size, 2, mode, *soft)
+        return (depth, coverage) if mode == "soft" else (depth,)
+
     def run(draw: Any) -> Any:
         def call(points: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
-            outputs = draw(points, *args)
-            depth, coverage = outputs[0], outputs[2]
+            images = draw(points, *args)
             if not backward:
-                return depth, coverage
-            loss = (depth * grad).sum() + (coverage * grad).sum()
-            return torch.autograd.grad(loss, points)
+                return images
+            return torch.autograd.grad(sum((image * grad).sum() for image in images), points)
 
         return call
 
-    candidates = {
-        "jointmae": run(lambda *args: ops.project_points(*args, (size, size), 2, mode)),
-        "reference": run(lambda *args: reference.project_points(*args, size, size, 2, mode, *soft)),
-    }
+    num_images = {"zbuffer": 2, "soft": 4, "harmonic": 3}[mode]  # with the index and the sum of weights
     compare(
         f"project_points {mode} 5x5 B{B} V{V} N{N} {size}{' backward' if backward else ''}",
-        candidates,
+        {"jointmae": run(ours), "reference": run(theirs)},
         rotated(make, device),
         check=within(1e-4),  # sums of 25 pixels by V views in float32, whose terms cancel
-        num_bytes=B * V * ((8.0 + 8.0 * N) + (12 + 4 * (mode != "zbuffer")) * size**2) + 12.0 * B * N,
+        num_bytes=B * V * ((8.0 + 8.0 * N) + 4 * num_images * size**2) + 12.0 * B * N,
     )

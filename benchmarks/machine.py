@@ -40,6 +40,7 @@ def describe_run(threads: int) -> dict[str, Any]:
         "csrc": source_hash(),
         "cpu": _cpu_name(),
         "threads": threads,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "driver": _nvidia_smi("driver_version") if gpu else None,
         "cuda": torch.version.cuda if gpu else None,

@@ -2,13 +2,17 @@
 // checks nothing (jointmae/ops/<op>.py does, before it takes an address). The GIL is released in every kernel.
 #include "bindings.h"
 
+#include <string>
+
 #include "chamfer_distance/chamfer_distance.h"
 #include "common/device.h"
 #include "common/finite.h"
 #include "common/isa.h"
+#include "common/simd_half.h"
 #include "farthest_point_sample/farthest_point_sample.h"
 #include "group/group.h"
 #include "knn/knn.h"
+#include "local_aligned_attention/local_aligned_attention.h"
 #include "project_points/project_points.h"
 
 namespace py = pybind11;
@@ -24,6 +28,20 @@ void dispatch_cpu(bool float64, Call&& call) {
   dispatch_isa([&](auto level) {
     if (float64) {
       call(level, double{});
+    } else {
+      call(level, float{});
+    }
+  });
+}
+
+// Calls `call(level, E{})` with the run-time instruction set and the type of that name in torch.
+template <typename Call>
+void dispatch_cpu(const std::string& dtype, Call&& call) {
+  dispatch_isa([&](auto level) {
+    if (dtype == "bfloat16") {
+      call(level, jointmae::BFloat16{});
+    } else if (dtype == "float16") {
+      call(level, jointmae::Float16{});
     } else {
       call(level, float{});
     }
@@ -54,31 +72,32 @@ PYBIND11_MODULE(jointmae_native, m) {
 
   m.def(
       "farthest_point_sample_cpu",
-      [](Address points, Address lengths, Address indices, int64_t B, int64_t N, int64_t M, int64_t start, bool float64,
-         int num_threads) {
+      [](Address points, Address lengths, Address indices, int64_t B, int64_t N, int64_t M, int64_t start, int path,
+         bool float64, int num_threads) {
         dispatch_cpu(float64, [&](auto level, auto scalar) {
           using T = decltype(scalar);
           jointmae::farthest_point_sample_cpu<decltype(level)::value, T>(
               pointer<const T>(points), pointer<const int64_t>(lengths), pointer<int64_t>(indices), B, N, M, start,
-              num_threads);
+              static_cast<jointmae::SamplingPath>(path), num_threads);
         });
       },
       py::arg("points"), py::arg("lengths"), py::arg("indices"), py::arg("B"), py::arg("N"), py::arg("M"),
-      py::arg("start"), py::arg("float64"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("start"), py::arg("path"), py::arg("float64"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "knn_cpu",
       [](Address queries, Address points, Address lengths, Address sq_dists, Address indices, int64_t B, int64_t M,
-         int64_t N, int64_t k, bool float64, int num_threads) {
+         int64_t N, int64_t k, int path, bool float64, int num_threads) {
         dispatch_cpu(float64, [&](auto level, auto scalar) {
           using T = decltype(scalar);
           jointmae::knn_cpu<decltype(level)::value, T>(pointer<const T>(queries), pointer<const T>(points),
                                                        pointer<const int64_t>(lengths), pointer<T>(sq_dists),
-                                                       pointer<int64_t>(indices), B, M, N, k, num_threads);
+                                                       pointer<int64_t>(indices), B, M, N, k, path, num_threads);
         });
       },
       py::arg("queries"), py::arg("points"), py::arg("lengths"), py::arg("sq_dists"), py::arg("indices"), py::arg("B"),
-      py::arg("M"), py::arg("N"), py::arg("k"), py::arg("float64"), py::arg("num_threads"),
+      py::arg("M"), py::arg("N"), py::arg("k"), py::arg("path"), py::arg("float64"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
 
   m.def(
@@ -199,5 +218,54 @@ PYBIND11_MODULE(jointmae_native, m) {
       py::arg("grad_depth"), py::arg("grad_coverage"), py::arg("points"), py::arg("world_to_cam"),
       py::arg("intrinsics"), py::arg("depth"), py::arg("index"), py::arg("weight_sum"), py::arg("grad_views"),
       py::arg("grad_points"), py::arg("spec"), py::arg("float64"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
+
+  py::class_<jointmae::AttentionSpec>(m, "AttentionSpec")
+      .def(py::init([](int64_t B, int64_t h, int64_t L, int64_t d, int64_t num_3d, bool global_2d, bool global_3d) {
+             return jointmae::AttentionSpec{B, h, L, d, num_3d, global_2d, global_3d};
+           }),
+           py::arg("B"), py::arg("h"), py::arg("L"), py::arg("d"), py::arg("num_3d"), py::arg("global_2d"),
+           py::arg("global_3d"));
+  py::class_<jointmae::Strided>(m, "Strided")
+      .def(py::init([](Address data, int64_t b, int64_t h, int64_t l) {
+             return jointmae::Strided{pointer<void>(data), b, h, l};
+           }),
+           py::arg("data"), py::arg("b"), py::arg("h"), py::arg("l"));
+  m.def(
+      "local_aligned_attention_order_cpu",
+      [](Address cell, Address order, int64_t B, int64_t L, int64_t num_3d, int num_threads) {
+        dispatch_isa([&](auto level) {
+          jointmae::local_aligned_attention_order_cpu<decltype(level)::value>(
+              pointer<const int32_t>(cell), pointer<int32_t>(order), B, L, num_3d, num_threads);
+        });
+      },
+      py::arg("cell"), py::arg("order"), py::arg("B"), py::arg("L"), py::arg("num_3d"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "local_aligned_attention_cpu",
+      [](const jointmae::Strided& q, const jointmae::Strided& k, const jointmae::Strided& v, Address order,
+         const jointmae::Strided& out, Address lse, const jointmae::AttentionSpec& spec, const std::string& dtype,
+         int num_threads) {
+        dispatch_cpu(dtype, [&](auto level, auto element) {
+          jointmae::local_aligned_attention_cpu<decltype(level)::value, decltype(element)>(
+              q, k, v, pointer<const int32_t>(order), out, pointer<float>(lse), spec, num_threads);
+        });
+      },
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("order"), py::arg("out"), py::arg("lse"), py::arg("spec"),
+      py::arg("dtype"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "local_aligned_attention_backward_cpu",
+      [](const jointmae::Strided& grad, const jointmae::Strided& q, const jointmae::Strided& k,
+         const jointmae::Strided& v, const jointmae::Strided& out, Address lse, Address order,
+         const jointmae::Strided& dq, const jointmae::Strided& dk, const jointmae::Strided& dv,
+         const jointmae::AttentionSpec& spec, const std::string& dtype, int num_threads) {
+        dispatch_cpu(dtype, [&](auto level, auto element) {
+          jointmae::local_aligned_attention_backward_cpu<decltype(level)::value, decltype(element)>(
+              grad, q, k, v, out, pointer<const float>(lse), pointer<const int32_t>(order), dq, dk, dv, spec,
+              num_threads);
+        });
+      },
+      py::arg("grad"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse"), py::arg("order"),
+      py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("spec"), py::arg("dtype"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
 }

@@ -54,7 +54,7 @@ def _patch_index(tensor: Any, scope: Any) -> None:
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", _patch_index)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
-    monkeypatch.setattr(op, "_has_kernels", lambda tensor: True)
+    monkeypatch.setattr(op, "_for_triton", lambda tensor: True)
 
 
 @pytest.fixture

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from jointmae import ops
 from jointmae.ops import reference
 from tests.op_cases import KINDS, SIZES, check_concurrent, check_fork, check_same_bits, clouds
+
+module = sys.modules[ops.farthest_point_sample.__module__]
+CPU = torch.device("cpu")
+FLAT, BOXES = 1, 2  # the paths of the CPU kernel, farthest_point_sample.h
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -116,6 +122,79 @@ def test_errors():
         with pytest.raises(error) as caught:
             call()
         assert str(caught.value) == f"farthest_point_sample: {message}"
+
+
+def hard_clouds(N: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Clouds [1, N, 3] that are hard to cut into boxes, or full of ties."""
+    points = clouds("random", 1, N, CPU, dtype)
+    far_out, torn, on_a_line, nearly_equal = points.clone(), points.clone(), points.clone(), points.clone()
+    far_out[0, N // 3] = 1e6
+    torn[:, ::2] += 1e4
+    on_a_line[..., 1:] = on_a_line[..., :1]
+    nearly_equal[:, 1:] = nearly_equal[:, :1]
+    side = torch.arange(N) % 11
+    lattice = torch.stack([side, torch.arange(N) // 11 % 9, torch.arange(N) // 99], dim=-1)[None].to(dtype)
+    return {
+        **{kind: clouds(kind, 1, N, CPU, dtype) for kind in KINDS},
+        "far out": far_out,
+        "torn": torn,
+        "on a line": on_a_line,
+        "nearly equal": nearly_equal,
+        "lattice": lattice,
+        "shuffled lattice": lattice[:, torch.randperm(N, generator=torch.Generator().manual_seed(0))],
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("N", [1, 5, 63, 64, 65, 1024, 1025, 1500, 2500])
+def test_paths_equal_reference(monkeypatch, N, dtype):
+    for name, points in hard_clouds(N, dtype).items():
+        num_samples = min(N, 150)
+        expected = reference.farthest_point_sample(points, num_samples, N // 2, None)
+        for path in (0, FLAT, BOXES):
+            monkeypatch.setattr(module, "_CPU_PATH", path)
+            indices = ops.farthest_point_sample(points, num_samples, N // 2)
+            assert torch.equal(indices, expected), f"{name}, path {path}"
+
+
+@pytest.mark.parametrize("kind", ["integer", "random", "duplicates"])
+def test_every_point_is_sampled_on_every_path(monkeypatch, kind):
+    points = clouds(kind, 1, 1500, CPU)
+    expected = reference.farthest_point_sample(points, 1500, 7, None)
+    for path in (FLAT, BOXES):
+        monkeypatch.setattr(module, "_CPU_PATH", path)
+        assert torch.equal(ops.farthest_point_sample(points, 1500, 7), expected)
+
+
+@pytest.mark.parametrize("N", [16 * 1024, 16 * 1024 + 1, 20_000])  # up to 16 groups of 16 boxes, and more
+def test_paths_agree_on_large_clouds(monkeypatch, num_threads, N):
+    for name, points in hard_clouds(N, torch.float32).items():
+        results = []
+        for path, threads in [(FLAT, 1), (BOXES, 1), (BOXES, 3)]:
+            monkeypatch.setattr(module, "_CPU_PATH", path)
+            num_threads(threads)
+            results.append(ops.farthest_point_sample(points, 200))
+        assert torch.equal(results[0], results[1]), name
+        assert torch.equal(results[1], results[2]), name
+
+
+def test_large_cloud_equals_reference():
+    points = clouds("random", 1, 20_000, CPU)
+    expected = reference.farthest_point_sample(points, 100, 3, None)
+    assert torch.equal(ops.farthest_point_sample(points, 100, 3), expected)
+
+
+@pytest.mark.parametrize("path", [FLAT, BOXES])
+@pytest.mark.parametrize("B", [1, 2, 3, 5, 16, 33])
+def test_any_batch_on_any_number_of_threads(monkeypatch, num_threads, B, path):
+    """Threads take ranges of clouds, and two clouds of a range in turn; each cloud has a length of its own."""
+    monkeypatch.setattr(module, "_CPU_PATH", path)
+    points = clouds("random", B, 300, CPU)
+    lengths = 300 - 13 * (torch.arange(B) % 20)
+    expected = reference.farthest_point_sample(points, 20, 2, lengths)
+    for threads in (1, 2, 4):
+        num_threads(threads)
+        assert torch.equal(ops.farthest_point_sample(points, 20, 2, lengths), expected)
 
 
 def test_registration(device):

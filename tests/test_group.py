@@ -39,6 +39,16 @@ def test_backward_equals_reference(device, num_threads, dtype, B, C):
         assert torch.equal(ours, expected)
 
 
+def test_large_outputs(device):
+    """Of more than 8 MB, which lie in large pages, and begin and end within one."""
+    features = torch.randn(2, 11_000, 100, device=device).requires_grad_()
+    indices = torch.arange(11_000, device=device).flip(0).expand(2, 1, -1)
+    out = ops.group(features, indices)
+    assert torch.equal(out[:, 0], features.flip(1))
+    (grad,) = torch.autograd.grad(out, features, out)
+    assert torch.equal(grad, features)
+
+
 def test_half_gradients_add_up_in_float32(device):
     features = torch.zeros(1, 1, 3, device=device, dtype=torch.float16, requires_grad=True)
     ops.group(features, torch.zeros(1, 4096, 1, device=device, dtype=torch.int64)).sum().backward()

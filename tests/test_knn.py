@@ -1,11 +1,84 @@
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
+from torch import Tensor
 
 from jointmae import ops
 from jointmae.ops import reference
 from tests.op_cases import KINDS, SIZES, check_concurrent, check_fork, check_same_bits, clouds, equal
+
+op = importlib.import_module("jointmae.ops.knn")  # the name is the function
+SCAN, BOXES, FEW = 1, 2, 3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[SCAN, BOXES, FEW], ids=["scan", "boxes", "few"])
+def cpu_path(request, monkeypatch) -> int:
+    monkeypatch.setattr(op, "_CPU_PATH", request.param)
+    return request.param
+
+
+def hard_clouds(N: int) -> dict[str, Tensor]:
+    """Clouds [1, N, 3] whose boxes overlap, are flat or empty, or lie far apart; a lattice whose distances all tie."""
+    points = clouds("random", 1, N, CPU)
+    lattice = torch.cartesian_prod(*3 * [torch.arange(round(N ** (1 / 3)) + 1)]).float()
+    padded, outlier, moved, line = (points.clone() for _ in range(4))
+    padded[:, N // 3 :] = 0
+    outlier[:, N // 2] = 1e6
+    moved[:, ::2] += 1e4
+    line[..., 1:] = 0.5
+    return {
+        "lattice": lattice[torch.randperm(len(lattice), generator=torch.Generator().manual_seed(0))[:N]][None],
+        "equal": torch.full((1, N, 3), 0.3),
+        "padded": padded,
+        "hidden": torch.where(torch.arange(N)[:, None] % 4 > 0, 1e4, points),  # as the embedding of a masked cloud
+        "outlier": outlier,
+        "moved": moved,
+        "line": line,
+        "plane": points * torch.tensor([1.0, 1.0, 0.0]),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_path_equals_reference(cpu_path, kind, dtype):
+    for B, N in (*SIZES, (1, 63), (2, 65), (1, 1025), (1, 2049)):
+        points = clouds(kind, B, N, CPU, dtype)
+        queries = torch.cat([clouds(kind, B, 18, CPU, dtype, seed=1), points[:, -3:]], dim=1)
+        for k in {1, min(N, 2), min(N, 3), min(N, 4), min(N, 33), N}:
+            assert equal(ops.knn(queries, points, k), reference.knn(queries, points, k, None)), (N, k)
+
+
+@pytest.mark.parametrize("name", hard_clouds(1))
+def test_every_path_on_hard_clouds(cpu_path, name):
+    points = hard_clouds(3000)[name]
+    outside = torch.tensor([[[1e7, 0, 0], [-50, 40, 30], [0, 0, 1e-20]]])
+    queries = torch.cat([points[:, ::97], outside], dim=1)
+    for k in (1, 3, 16, 70, 300):
+        assert equal(ops.knn(queries, points, k), reference.knn(queries, points, k, None)), k
+
+
+@pytest.mark.parametrize("kind", ["integer", "random"])
+def test_every_path_with_lengths(cpu_path, kind):
+    points, queries = clouds(kind, 5, 2200, CPU), clouds(kind, 5, 19, CPU, seed=1)
+    lengths = torch.tensor([2200, 64, 1024, 1025, 2049])
+    for k in (1, 4, 64):
+        assert equal(ops.knn(queries, points, k, lengths), reference.knn(queries, points, k, lengths))
+
+
+@pytest.mark.parametrize("name", hard_clouds(1))
+def test_boxes_equal_scan_on_large_clouds(monkeypatch, name):
+    points = hard_clouds(40_000)[name]
+    queries = points[:, torch.randperm(40_000, generator=torch.Generator().manual_seed(1))[:1500]]
+    found = {}
+    for path in (SCAN, BOXES, 0):
+        monkeypatch.setattr(op, "_CPU_PATH", path)
+        found[path] = [ops.knn(queries, points, k) for k in (1, 16)]
+    assert equal(found[SCAN], found[BOXES])
+    assert equal(found[SCAN], found[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -134,9 +207,10 @@ def test_compile(device):
     assert points.grad is not None
 
 
-def test_same_bits(num_threads):
-    points = clouds("random", 3, 1500, torch.device("cpu"))
-    grad = torch.rand(3, 1500, 20)
+@pytest.mark.parametrize(("B", "N"), [(3, 1500), (1, 6000), (5, 2500)])
+def test_same_bits(num_threads, B, N):
+    points = clouds("random", B, N, torch.device("cpu"))
+    grad = torch.rand(B, N, 20)
 
     def call():
         leaf = points.clone().requires_grad_()

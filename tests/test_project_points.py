@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jointmae.ops import Projection, project_points, reference
-from tests.op_cases import check_concurrent, check_fork, check_same_bits, equal, isa_levels
+from tests.op_cases import check_concurrent, check_fork, check_same_bits, equal, isa_levels, outputs_of
 
 MODES = ("zbuffer", "soft", "harmonic")
 IDENTITY = torch.eye(4)[:3].view(1, 1, 3, 4)
@@ -34,10 +34,10 @@ def scene(B: int, N: int, V: int, H: int, W: int, device: torch.device, dtype: t
 def expected(points, world_to_cam, intrinsics, image_size, radius=2, mode="zbuffer", **soft) -> Projection:
     B, V = world_to_cam.shape[:2]
     soft = SOFT | soft
-    *outputs, _ = reference.project_points(
+    depth, index, coverage, pixels, dropped, _ = reference.project_points(
         points, world_to_cam, intrinsics.expand(B, V, 3, 3), *image_size, radius, mode, *soft.values()
     )
-    return Projection(*outputs)
+    return Projection(depth, index, pixels, dropped, coverage if mode == "soft" else None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -51,7 +51,7 @@ def test_equals_reference(device, mode, radius, dtype, B, N, V, H, W):
     for name in ("index", "pixels", "dropped"):
         assert torch.equal(getattr(result, name), getattr(wanted, name)), name
     if mode == "zbuffer":
-        assert equal(result, wanted)  # to the bit
+        assert equal(outputs_of(result), outputs_of(wanted))  # to the bit
     torch.testing.assert_close(result.depth, wanted.depth)
     torch.testing.assert_close(result.coverage, wanted.coverage)
 
@@ -62,7 +62,58 @@ def test_integer_coordinates(device):
     points = torch.randint(-4, 5, (2, 400, 3), device=device).float()
     points[..., 2] = points[..., 2].abs() % 3  # z = 0 is behind
     args = (points, IDENTITY.expand(2, 1, 3, 4).to(device), pinhole(4, 32, 32, device), (32, 32), 1)
-    assert equal(project_points(*args), expected(*args))
+    assert equal(outputs_of(project_points(*args)), outputs_of(expected(*args)))
+
+
+# Few and many footprints on several bands of rows; views that threads share; footprints wider than a band, or than all.
+LARGE = [(1, 500, 2, 300, 230), (1, 30_000, 2, 300, 230), (2, 90_000, 0, 40, 50), (1, 90_000, 1, 40, 50)]
+LARGE += [(1, 60, 30, 300, 230), (3, 5, 260, 257, 260)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("V", "N", "radius", "H", "W"), LARGE)
+def test_large_views_and_clouds(num_threads, mode, V, N, radius, H, W):
+    """All ways of the CPU kernels, which choose by size: the reference's results, and the same bits for any threads."""
+    points, *args = scene(1, N, V, H, W, torch.device("cpu"))
+    points = torch.cat([points[:, : N // 2], (points[:, N // 2 :] * 8).round() / 8], dim=1)  # many ties
+
+    def call(points: Tensor) -> tuple[Tensor, ...]:
+        leaf = points.clone().requires_grad_()
+        result = project_points(leaf, *args, radius, mode, sigma=max(1.0, radius / 3))
+        (result.depth.square().sum() + result.coverage.sum()).backward()
+        return (*(output.detach() for output in outputs_of(result)), leaf.grad)
+
+    wanted = expected(points, *args, radius, mode, sigma=max(1.0, radius / 3))
+    depth, index, coverage, pixels, dropped, _ = call(points)
+    assert equal((index, pixels, dropped), (wanted.index, wanted.pixels, wanted.dropped))
+    if mode == "zbuffer":
+        assert torch.equal(depth, wanted.depth)
+    else:  # float32 sums of up to 800 terms
+        torch.testing.assert_close(depth, wanted.depth, rtol=2e-5, atol=1e-5)
+        torch.testing.assert_close(coverage, wanted.coverage, rtol=2e-5, atol=1e-5)
+    check_same_bits(lambda: call(points), num_threads)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("N", "radius", "H", "W"), [(400, 2, 300, 230), (70_000, 1, 30, 40), (60, 30, 300, 230)])
+def test_gradient_of_large_views_and_clouds(mode, N, radius, H, W):
+    points, *args = scene(1, N, 2, H, W, torch.device("cpu"), torch.float64)
+    ours, theirs = points.clone().requires_grad_(), points.clone().requires_grad_()
+    for draw, leaf in ((project_points, ours), (expected, theirs)):
+        result = draw(leaf, *args, radius, mode, sigma=max(1.0, radius / 3))
+        (result.depth.square().sum() + result.coverage.square().sum()).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("radius", [0, 2])
+def test_all_points_dropped(device, mode, radius):
+    points = torch.tensor([[[0.0, 0, -1], [9e9, 0, 1]]], device=device, requires_grad=True)
+    result = project_points(points, IDENTITY.to(device), pinhole(4, 8, 8, device), (8, 8), radius, mode)
+    result.depth.sum().backward()
+    assert result.dropped.tolist() == [[2]]
+    assert result.index.eq(-1).all() and result.depth.eq(0).all() and result.coverage.eq(0).all()
+    assert points.grad is not None and points.grad.eq(0).all()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +172,7 @@ def test_views_are_independent(device):
     together = project_points(points, world_to_cam, intrinsics, size, 2, "soft")
     for v in range(4):
         alone = project_points(points, world_to_cam[:, v : v + 1], intrinsics[:, v : v + 1], size, 2, "soft")
-        assert equal(tuple(alone), tuple(output[:, v : v + 1] for output in together))
+        assert equal(outputs_of(alone), tuple(output[:, v : v + 1] for output in outputs_of(together)))
 
 
 def test_weights_that_underflow(device):
@@ -146,7 +197,7 @@ def test_empty_batch(device):
         result = project_points(
             points, torch.empty(0, 3, 3, 4, device=device), torch.eye(3, device=device), (4, 6), 1, mode
         )
-        assert [tuple(output.shape) for output in result] == [(0, 3, 4, 6)] * 3 + [(0, 3, 5, 2), (0, 3)]
+        assert [tuple(output.shape) for output in outputs_of(result)] == [(0, 3, 4, 6)] * 3 + [(0, 3, 5, 2), (0, 3)]
         result.depth.sum().backward()
         assert points.grad is not None and points.grad.shape == (0, 5, 3)
 
@@ -156,11 +207,12 @@ def test_dtypes(device):
     for dtype in (torch.float16, torch.bfloat16):
         half = points.to(dtype)
         result = project_points(half, world_to_cam, intrinsics, size, 2, "soft")
-        assert equal(tuple(result), tuple(project_points(half.float(), world_to_cam, intrinsics, size, 2, "soft")))
+        wanted = project_points(half.float(), world_to_cam, intrinsics, size, 2, "soft")
+        assert equal(outputs_of(result), outputs_of(wanted))
     result = project_points(points.double(), world_to_cam, intrinsics, size, 2, "soft")
     assert result.depth.dtype == result.coverage.dtype == torch.float64
-    assert [output.dtype for output in result[3:]] == [torch.int32, torch.int64]
-    assert result.index.dtype == torch.int32
+    assert [output.dtype for output in (result.index, result.pixels)] == [torch.int32] * 2
+    assert result.dropped.dtype == torch.int64
 
 
 def test_not_contiguous(device):
@@ -172,7 +224,7 @@ def test_not_contiguous(device):
         b = points.clone().requires_grad_()
         first = project_points(a, strided[1], intrinsics, size, 2, mode)
         second = project_points(b, world_to_cam, intrinsics, size, 2, mode)
-        assert equal(tuple(first), tuple(second))
+        assert equal(outputs_of(first), outputs_of(second))
         weight = torch.randn_like(first.depth).transpose(2, 3)  # a gradient that is not contiguous
         (first.depth.transpose(2, 3) * weight).sum().backward()
         (second.depth.transpose(2, 3) * weight).sum().backward()
@@ -292,15 +344,15 @@ def test_same_bits(device, num_threads, mode):
         leaf = points.clone().requires_grad_()
         result = project_points(leaf, *args, 2, mode)
         (result.depth.square().sum() + result.coverage.sum()).backward()
-        return (*(output.detach() for output in result), leaf.grad)
+        return (*(output.detach() for output in outputs_of(result)), leaf.grad)
 
     check_same_bits(call, num_threads)
 
 
 def test_concurrent_and_forked():
     points, *args = scene(4, 200, 2, 30, 30, torch.device("cpu"))
-    check_concurrent(lambda: tuple(project_points(points, *args, 2, "soft")))
-    check_fork(lambda: tuple(project_points(points, *args, 2, "soft")))
+    check_concurrent(lambda: outputs_of(project_points(points, *args, 2, "soft")))
+    check_fork(lambda: outputs_of(project_points(points, *args, 2, "soft")))
 
 
 BITS = """
@@ -314,7 +366,7 @@ for mode in ("zbuffer", "soft", "harmonic"):
     points.grad = None
     result = project_points(points, world_to_cam, intrinsics, (36, 41), 2, mode)
     torch.autograd.backward([result.depth], [torch.randn_like(result.depth)])
-    for tensor in (*result, points.grad):
+    for tensor in (result.depth, result.index, result.coverage, result.pixels, points.grad):
         print(hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest())
 """
 

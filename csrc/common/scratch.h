@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <new>
 
+#include "common/huge_pages.h"
 #include "common/isa.h"
 
 namespace jointmae {
@@ -12,8 +13,10 @@ template <Isa isa, typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<std::size_t>(count), kAlignment))) {}
-  ~Scratch() { ::operator delete(data_, kAlignment); }
+      : size_(sizeof(T) * static_cast<std::size_t>(count)), data_(static_cast<T*>(::operator new(size_, alignment()))) {
+    ask_for_huge_pages(data_, static_cast<int64_t>(size_));
+  }
+  ~Scratch() { ::operator delete(data_, alignment()); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -22,8 +25,12 @@ class Scratch {
   T& operator[](int64_t i) { return data_[i]; }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  T* data_;
+  std::align_val_t alignment() const {
+    return std::align_val_t{size_ < static_cast<std::size_t>(kHugeFrom) ? 64u : 2u << 20};
+  }
+
+  const std::size_t size_;
+  T* const data_;
 };
 
 }  // namespace jointmae

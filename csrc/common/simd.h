@@ -21,11 +21,15 @@
 
 namespace jointmae {
 
-template <Isa isa, typename T>
+template <Isa isa>
+inline constexpr int64_t kVectorBytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
+
+// `bytes` may be less than the instruction set has; what asks for intrinsics is for its own width only.
+template <Isa isa, typename T, int64_t bytes = kVectorBytes<isa>>
 struct Simd {
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // as wide as T: the lanes correspond
 #if defined(__GNUC__)
-  static constexpr int64_t kBytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
+  static constexpr int64_t kBytes = bytes;
   typedef T Vector __attribute__((vector_size(kBytes)));
   typedef Index IndexVector __attribute__((vector_size(kBytes)));
 #else
@@ -35,8 +39,7 @@ struct Simd {
 #endif
   static constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
-  // Less 0, not plus 0: the compiler must know that -0 stays -0, so that nothing is left to calculate.
-  static Vector broadcast(T value) { return value - Vector{}; }
+  static Vector broadcast(T value) { return value - Vector{}; }  // not a sum, which would have to turn -0 into 0
   static IndexVector broadcast_index(Index value) { return IndexVector{} + value; }
   static Vector load(const T* from) {
     Vector vector;
@@ -49,9 +52,153 @@ struct Simd {
     return vector;
   }
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static IndexVector bits_of(Vector vector) {
+    IndexVector bits;
+    std::memcpy(&bits, &vector, sizeof bits);
+    return bits;
+  }
+  static Vector of_bits(IndexVector bits) {
+    Vector vector;
+    std::memcpy(&vector, &bits, sizeof vector);
+    return vector;
+  }
   static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static Vector of_index(IndexVector index) {
+#if defined(__GNUC__)
+    return __builtin_convertvector(index, Vector);
+#else
+    return static_cast<Vector>(index);
+#endif
+  }
+
+  // a * b + c, rounded once where the processor can; for what needs no bits that are the same at every level.
+  static Vector fma(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm512_fmadd_ps(a, b, c);
+    } else {
+      return _mm512_fmadd_pd(a, b, c);
+    }
+#elif defined(__FMA__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm256_fmadd_ps(a, b, c);
+    } else {
+      return _mm256_fmadd_pd(a, b, c);
+    }
+#else
+    return a * b + c;
+#endif
+  }
+
+  // Of each lane the larger or the smaller number; `b` where one is NaN.
+  static Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm512_maskz_max_ps(0xFFFF, a, b);  // GCC warns of the plain one
+#endif
+    return a > b ? a : b;
+  }
+  static Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+
+  // The highest lane, in every lane.
+  static Vector highest_everywhere(Vector vector) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      vector = larger(vector, _mm512_maskz_shuffle_f32x4(0xFFFF, vector, vector, 0x4E));
+      vector = larger(vector, _mm512_maskz_shuffle_f32x4(0xFFFF, vector, vector, 0xB1));
+      vector = larger(vector, _mm512_maskz_permute_ps(0xFFFF, vector, 0x4E));
+      return larger(vector, _mm512_maskz_permute_ps(0xFFFF, vector, 0xB1));
+    } else {
+      vector = larger(vector, _mm512_maskz_shuffle_f64x2(0xFF, vector, vector, 0x4E));
+      vector = larger(vector, _mm512_maskz_shuffle_f64x2(0xFF, vector, vector, 0xB1));
+      return larger(vector, _mm512_maskz_permute_pd(0xFF, vector, 0x55));
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+      vector = larger(vector, _mm256_permute2f128_ps(vector, vector, 1));
+      vector = larger(vector, _mm256_permute_ps(vector, 0x4E));
+      return larger(vector, _mm256_permute_ps(vector, 0xB1));
+    } else {
+      vector = larger(vector, _mm256_permute2f128_pd(vector, vector, 1));
+      return larger(vector, _mm256_permute_pd(vector, 0x5));
+    }
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4) {
+      vector = larger(vector, _mm_shuffle_ps(vector, vector, 0x4E));
+      return larger(vector, _mm_shuffle_ps(vector, vector, 0xB1));
+    } else {
+      return larger(vector, _mm_shuffle_pd(vector, vector, 1));
+    }
+#else
+    T lanes[kLanes];
+    store(lanes, vector);
+    for (int64_t lane = 1; lane < kLanes; ++lane) lanes[0] = lanes[lane] > lanes[0] ? lanes[lane] : lanes[0];
+    return broadcast(lanes[0]);
+#endif
+  }
+  // The highest lane.
+  static T highest(Vector vector) { return first(highest_everywhere(vector)); }
+  static T first(Vector vector) {
+    T lanes[kLanes];
+    store(lanes, vector);
+    return lanes[0];
+  }
+
+  // The place of the lowest bit that is set; there is one.
+  static int64_t lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+    return __builtin_ctzll(bits);
+#else
+    int64_t place = 0;
+    while (!(bits >> place & 1)) ++place;
+    return place;
+#endif
+  }
+
   // The lowest lane.
-  static T lowest(Vector vector) { return lowest_of<kLanes / 2>(vector); }
+  static T lowest(Vector vector) { return -highest(-vector); }
+  static int64_t sum(IndexVector vector) {
+    Index lanes[kLanes];
+    store_index(lanes, vector);
+    int64_t sum = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+    return sum;
+  }
+
+  // `count` with 1 added to the lanes where a < b.
+  static IndexVector add_where_less(Vector a, Vector b, IndexVector count) {
+#if defined(__AVX512F__)
+    const auto counts = reinterpret_cast<__m512i>(count), ones = reinterpret_cast<__m512i>(broadcast_index(1));
+    if constexpr (sizeof(T) == 4) {
+      return reinterpret_cast<IndexVector>(
+          _mm512_mask_add_epi32(counts, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), counts, ones));
+    } else {
+      return reinterpret_cast<IndexVector>(
+          _mm512_mask_add_epi64(counts, _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), counts, ones));
+    }
+#elif defined(__GNUC__)
+    return count - (a < b);
+#else
+    return count + (a < b ? 1 : 0);
+#endif
+  }
+
+  // How many bits are set, of as many as there are lanes.
+  static int64_t count(unsigned bits) {
+    if constexpr (kLanes <= 4) {
+      return 0x4332322132212110u >> 4 * bits & 7;
+    } else {
+      return __builtin_popcount(bits);
+    }
+  }
+  // Of all lanes, half by half.
+  static T sum(Vector vector) {
+    T lanes[kLanes];
+    store(lanes, vector);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    }
+    return lanes[0];
+  }
 
   // Bit `lane` is set where a <= b.
   static unsigned at_most(Vector a, Vector b) {
@@ -80,6 +227,32 @@ struct Simd {
     unsigned bits = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) bits |= (lanes_a[lane] <= lanes_b[lane] ? 1u : 0u) << lane;
     return bits;
+#endif
+  }
+
+  // Bit `lane` is set where a < b; neither is NaN.
+  static unsigned less(Vector a, Vector b) { return ~at_most(b, a) & ((1u << kLanes) - 1); }
+
+  // The lanes of `index` whose bit is set, written in order to `to`, which has room for a whole vector; their number.
+  static int64_t compress_index(unsigned bits, IndexVector index, Index* to) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      const __m512i lanes = reinterpret_cast<__m512i>(index);
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), lanes));
+    } else {
+      const __m512i lanes = reinterpret_cast<__m512i>(index);
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(static_cast<__mmask8>(bits), lanes));
+    }
+    return __builtin_popcount(bits);
+#else
+    Index lanes[kLanes];
+    store_index(lanes, index);
+    int64_t count = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      to[count] = lanes[lane];
+      count += bits >> lane & 1;
+    }
+    return count;
 #endif
   }
 
@@ -115,17 +288,6 @@ struct Simd {
   // The first lane in which a equals b, kLanes if none does.
   static int64_t first_equal(Vector a, Vector b) { return lowest_bit((at_most(a, b) & at_most(b, a)) | 1u << kLanes); }
 
-  // The number of the lowest bit that is set: there must be one.
-  static int64_t lowest_bit(unsigned bits) {
-#if defined(__GNUC__)
-    return __builtin_ctz(bits);
-#else
-    int64_t bit = 0;
-    while (!(bits >> bit & 1)) ++bit;
-    return bit;
-#endif
-  }
-
   // 0, 1, 2...
   static IndexVector ascending() {
     Index lanes[kLanes];
@@ -139,35 +301,13 @@ struct Simd {
   static int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
  private:
-  // Of the first 2 * half lanes.
-  template <int64_t half>
-  static T lowest_of(Vector vector) {
-    if constexpr (half > 0) {
-      const Vector other = second_half<half>(vector, std::make_integer_sequence<int64_t, kLanes>{});
-      return lowest_of<half / 2>(other < vector ? other : vector);
-    } else {
-      T first;
-      std::memcpy(&first, &vector, sizeof first);
-      return first;
-    }
-  }
-
-  template <int64_t half, int64_t... lane>
-  static Vector second_half(Vector vector, std::integer_sequence<int64_t, lane...>) {
-#if defined(JOINTMAE_SHUFFLE)
-    return __builtin_shufflevector(vector, vector, (lane < half ? lane + half : lane)...);
-#else
-    T from[kLanes], to[kLanes];
-    store(from, vector);
-    ((to[lane] = from[lane < half ? lane + half : lane]), ...);
-    return load(to);
-#endif
-  }
-
   // Of each square of 2 * half rows and lanes, two quarters change places; then the same within the quarters.
   template <int64_t half>
   static void transpose_halves(Vector (&rows)[kLanes]) {
     if constexpr (half > 0) {
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 16
+#endif
       for (int64_t r = 0; r < kLanes; ++r) {
         if (r & half) continue;
         const Vector a = rows[r], b = rows[r + half];

@@ -35,10 +35,10 @@ void project_points_cpu(const T* points,        // [B, N, 3], finite
                         const T* intrinsics,    // [B, V, 3, 3], finite
                         T* depth,               // [B, V, H, W]
                         int32_t* index,         // [B, V, H, W], -1 where empty
-                        T* coverage,            // [B, V, H, W]
+                        T* coverage,            // [B, V, H, W], written in soft mode only
                         int32_t* pixels,        // [B, V, N, 2] (x, y), -1 where dropped
                         int64_t* dropped,       // [B, V]
-                        T* weight_sum,          // [B, V, H, W], sum w; null in zbuffer mode
+                        T* weight_sum,          // [B, V, H, W], sum w; not written in zbuffer mode
                         const ProjectSpec& spec, int num_threads);
 
 // The gradient of depth and coverage to the points. Only depth passes one in the modes zbuffer and harmonic, to z
@@ -50,7 +50,7 @@ void project_points_backward_cpu(const T* grad_depth,     // [B, V, H, W] or nul
                                  const T* world_to_cam,   // [B, V, 3, 4]
                                  const T* intrinsics,     // [B, V, 3, 3]
                                  const T* depth, const int32_t* index, const T* weight_sum,  // as forward gave them
-                                 T* grad_views,   // [B, V, N, 3], scratch: each view's share
+                                 T* grad_views,   // [B, V, N, 3], scratch: each view's share; not used if V = 1
                                  T* grad_points,  // [B, N, 3]
                                  const ProjectSpec& spec, int num_threads);
 

@@ -1,422 +1,365 @@
-// One thread per view, which owns its image. A view is drawn on a canvas, the image with a margin of `radius` pixels on
-// every side, so that no footprint is clipped; the columns of a footprint are handled kLanes at a time, the spare ones
-// with weight 0. No lane depends on another and nothing is contracted: results have the same bits at every level of
-// Isa.
+// A view is projected, then drawn: by one thread where there are views enough for all of them, else its points and its
+// rows are shared out. No result depends on that, nor on the width of vectors: nothing is contracted, and all sums run
+// in a fixed order.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
-#include "common/exp_negative.h"
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "project_points/bands.h"
+#include "project_points/blend.h"
+#include "project_points/canvas.h"
+#include "project_points/footprints.h"
+#include "project_points/gradients.h"
+#include "project_points/nearest_covers.h"
+#include "project_points/nearest_pixels.h"
 #include "project_points/project_points.h"
+#include "project_points/seen.h"
 
 namespace jointmae {
 namespace {
 
-constexpr int64_t kLanes = 8;
+template <typename T>
+struct Scene {
+  const T* points;        // [B, N, 3]
+  const T* world_to_cam;  // [B, V, 3, 4]
+  const T* intrinsics;    // [B, V, 3, 3]
+  ProjectSpec spec;
 
-// Where the points of a view are.
-template <Isa isa, typename T>
-struct Projected {
-  explicit Projected(int64_t N) : coordinates(3 * N), corners(2 * N) {
-    u = coordinates.get(), v = u + N, z = v + N;
-    px = corners.get(), py = px + N;
-  }
-  Scratch<isa, T> coordinates;
-  Scratch<isa, int32_t> corners;
-  T *u, *v, *z;      // projected position in pixels, camera z
-  int32_t *px, *py;  // the pixel, -1 where dropped; in canvas coordinates the footprint's top left corner
+  const T* cloud(int64_t view) const { return points + view / spec.V * spec.N * 3; }
+  const T* m(int64_t view) const { return world_to_cam + view * 12; }
+  const T* k(int64_t view) const { return intrinsics + view * 9; }
+  Range all_points() const { return {0, spec.N}; }
+  Range all_rows() const { return {0, spec.H}; }
+  bool single_pixels() const { return spec.radius == 0 && spec.mode == ProjectMode::zbuffer; }
 };
 
-// Projects the points of one view; returns how many were dropped.
-template <Isa isa, typename T>
-int64_t project_view(const T* __restrict__ points, const T* __restrict__ m, const T* __restrict__ k,
-                     const ProjectSpec& spec, Projected<isa, T>& out) {
-  const T fx = k[0], cx = k[2], fy = k[4], cy = k[5];
-  const T W = static_cast<T>(spec.W), H = static_cast<T>(spec.H);
-  constexpr T kNear = static_cast<T>(kNearestDepth), kFar = std::numeric_limits<T>::max();
-  T* __restrict__ u = out.u, * __restrict__ v = out.v, * __restrict__ z = out.z;
-  int32_t* __restrict__ px = out.px, * __restrict__ py = out.py;
-  const int64_t N = spec.N;
-  int32_t kept = 0;
-#pragma omp simd reduction(+ : kept)
-  for (int64_t n = 0; n < N; ++n) {
-    const T x0 = points[3 * n], y0 = points[3 * n + 1], z0 = points[3 * n + 2];
-    const T xc = ((m[0] * x0 + m[1] * y0) + m[2] * z0) + m[3];
-    const T yc = ((m[4] * x0 + m[5] * y0) + m[6] * z0) + m[7];
-    const T zc = ((m[8] * x0 + m[9] * y0) + m[10] * z0) + m[11];
-    const T uc = (fx * xc) / zc + cx, vc = (fy * yc) / zc + cy;
-    const T column = std::floor(uc), row = std::floor(vc);
-    const bool keep =  // compared as floats: a far-out pixel does not fit into an integer
-        (zc > kNear) & (zc <= kFar) & (column >= 0) & (column < W) & (row >= 0) & (row < H);
-    u[n] = uc;
-    v[n] = vc;
-    z[n] = zc;
-    px[n] = static_cast<int32_t>(keep ? column : T(-1));
-    py[n] = static_cast<int32_t>(keep ? row : T(-1));
-    kept += keep;
-  }
-  return N - kept;
-}
-
-template <Isa isa, typename T>
-void write_pixels(const Projected<isa, T>& view, int32_t* __restrict__ pixels, int64_t N) {
-  for (int64_t n = 0; n < N; ++n) {
-    pixels[2 * n] = view.px[n];
-    pixels[2 * n + 1] = view.py[n];
-  }
-}
-
-// The shape of a canvas for this spec. L lanes.
-struct CanvasShape {
-  int64_t width;   // columns (and rows) of a footprint
-  int64_t padded;  // the columns in whole groups of L
-  int64_t stride, size;
-
-  template <Isa isa>
-  static CanvasShape of(const ProjectSpec& spec, int64_t L) {
-    const int64_t width = 2 * spec.radius + 1, padded = (width + L - 1) / L * L, stride = spec.W - 1 + padded;
-    return {width, padded, stride, (spec.H - 1 + width) * stride};
-  }
-};
-
-template <Isa isa, typename T>
-void fill(T* __restrict__ values, T value, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) values[i] = value;
-}
-
-// The z-buffer: the nearest point of each canvas pixel and its z, infinity and -1 where there is none. Ties go to the
-// lowest index because points come in order. `lane_z` is room for one row of a footprint.
-template <Isa isa, int64_t L, typename T>
-void draw_nearest(const Projected<isa, T>& view, const CanvasShape& canvas, T* __restrict__ lane_z, int64_t N,
-                  T* __restrict__ z_min, int32_t* __restrict__ index) {
-  fill<isa>(z_min, std::numeric_limits<T>::infinity(), canvas.size);
-  fill<isa>(index, int32_t{-1}, canvas.size);
-  fill<isa>(lane_z, std::numeric_limits<T>::infinity(), canvas.padded);
-  for (int64_t n = 0; n < N; ++n) {
-    if (view.px[n] < 0) continue;
-    fill<isa>(lane_z, view.z[n], canvas.width);
-    const int32_t point = static_cast<int32_t>(n);
-    for (int64_t i = 0; i < canvas.width; ++i) {
-      const int64_t row = (view.py[n] + i) * canvas.stride + view.px[n];
-      for (int64_t j = 0; j < canvas.padded; j += L) {
-#pragma omp simd
-        for (int64_t l = 0; l < L; ++l) {
-          const T nearest = z_min[row + j + l], z = lane_z[j + l];
-          index[row + j + l] = z < nearest ? point : index[row + j + l];
-          z_min[row + j + l] = z < nearest ? z : nearest;
-        }
-      }
-    }
-  }
-}
-
-// The separable parts of a point's weights, one value per column and per row of its footprint, 0 in spare columns.
-template <Isa isa, int64_t L, typename T>
-struct Footprint {
-  explicit Footprint(const CanvasShape& canvas) : values(5 * canvas.padded), padded(canvas.padded) {
-    dx = values.get(), dy = dx + padded, wx = dy + padded, wy = wx + padded, flat = wy + padded;
-    for (int64_t j = 0; j < padded; ++j) flat[j] = j < canvas.width ? T(1) : T(0);
-  }
-  // Gaussian weights of the pixels around (px, py), and the offsets from (u, v) to their centres.
-  void gaussian(T u, T v, int64_t px, int64_t py, int64_t radius, T scale) {
-    const T left = static_cast<T>(px - radius) + T(0.5), top = static_cast<T>(py - radius) + T(0.5);
-    for (int64_t j = 0; j < padded; j += L) {
-      T* __restrict__ x = dx + j, * __restrict__ y = dy + j, * __restrict__ ex = wx + j, * __restrict__ ey = wy + j;
-      const T* __restrict__ spare = flat + j;
-      const int32_t first = static_cast<int32_t>(j);
-#pragma omp simd
-      for (int32_t l = 0; l < static_cast<int32_t>(L); ++l) {
-        const T offset = static_cast<T>(first + l);
-        const T a = (left + offset) - u, b = (top + offset) - v;
-        x[l] = a;
-        y[l] = b;
-        ex[l] = exp_negative<isa>((a * a) * scale) * spare[l];
-        ey[l] = exp_negative<isa>((b * b) * scale);
-      }
-    }
-  }
-  Scratch<isa, T> values;
-  int64_t padded;
-  T *dx, *dy, *wx, *wy;
-  T* flat;  // 1 in the footprint's columns
-};
-
-// Adds up the weights w and w * z (harmonic: 1) of the points of one view, in their order.
-template <Isa isa, int64_t L, ProjectMode mode, typename T>
-void accumulate(const Projected<isa, T>& view, const CanvasShape& canvas, Footprint<isa, L, T>& footprint,
-                const ProjectSpec& spec, const T* __restrict__ z_min, T* __restrict__ weights, T* __restrict__ sums) {
-  fill<isa>(weights, T(0), canvas.size);
-  fill<isa>(sums, T(0), canvas.size);
-  const T gaussian_scale = static_cast<T>(-0.5 / (spec.sigma * spec.sigma));
-  const T per_temperature = static_cast<T>(1.0 / spec.temperature);
-  const T* __restrict__ wx = mode == ProjectMode::soft ? footprint.wx : footprint.flat;
-  for (int64_t n = 0; n < spec.N; ++n) {
-    if (view.px[n] < 0) continue;
-    const T z = view.z[n], per_z = T(1) / z;
-    if constexpr (mode == ProjectMode::soft) {
-      footprint.gaussian(view.u[n], view.v[n], view.px[n], view.py[n], spec.radius, gaussian_scale);
-    }
-    for (int64_t i = 0; i < canvas.width; ++i) {
-      const int64_t row = (view.py[n] + i) * canvas.stride + view.px[n];
-      const T wy = footprint.wy[i];
-      for (int64_t j = 0; j < canvas.padded; j += L) {
-#pragma omp simd
-        for (int64_t l = 0; l < L; ++l) {
-          const int64_t p = row + j + l;
-          if constexpr (mode == ProjectMode::soft) {
-            const T w = (wx[j + l] * wy) * exp_negative<isa>((z_min[p] - z) * per_temperature);
-            weights[p] += w;
-            sums[p] += w * z;
-          } else {
-            weights[p] += wx[j + l] * per_z;
-            sums[p] += wx[j + l];
-          }
-        }
-      }
-    }
-  }
-}
-
-// Addresses of one view's outputs or inputs.
+// One view's outputs.
 template <typename T>
 struct Image {
-  T *depth, *coverage, *weight_sum;
+  T* depth;
   int32_t* index;
+  T *coverage, *weight_sum;  // null where the mode has none
+  int32_t* pixels;
+  int64_t* dropped;
+
+  Image of_view(int64_t b, const ProjectSpec& spec) const {
+    const int64_t at = b * spec.H * spec.W;
+    return {depth + at,
+            index + at,
+            coverage ? coverage + at : nullptr,
+            weight_sum ? weight_sum + at : nullptr,
+            pixels + 2 * b * spec.N,
+            dropped + b};
+  }
 };
 
-template <Isa isa, ProjectMode mode, typename T>
-void write_image(const ProjectSpec& spec, const CanvasShape& canvas, const T* z_min, const int32_t* nearest,
-                 const T* weights, const T* sums, const Image<T>& image) {
-  const T background = static_cast<T>(spec.background);
-  for (int64_t y = 0; y < spec.H; ++y) {
-    const int64_t from = (y + spec.radius) * canvas.stride + spec.radius, to = y * spec.W;
-    const int32_t* __restrict__ source = nearest + from;
-    int32_t* __restrict__ index = image.index + to;
-    T* __restrict__ depth = image.depth + to, * __restrict__ coverage = image.coverage + to;
-    if constexpr (mode == ProjectMode::zbuffer) {
-      const T* __restrict__ z = z_min + from;
-#pragma omp simd
-      for (int64_t x = 0; x < spec.W; ++x) {
-        const bool covered = source[x] >= 0;
-        index[x] = source[x];
-        depth[x] = covered ? z[x] : T(0);
-        coverage[x] = covered ? T(1) : T(0);
-      }
+template <Isa isa, typename T>
+void project_range(const Scene<T>& scene, int64_t view, const Range& points, const Seen<isa, T>& seen,
+                   int32_t* pixels) {
+  const int64_t count = points.last - points.first;
+  project(scene.cloud(view) + 3 * points.first, scene.m(view), scene.k(view), scene.spec, count, seen);
+  if (pixels) write_pixels(seen, count, pixels + 2 * points.first);
+}
+
+// Projects and draws points of one pixel, a block after the other; returns how many were dropped.
+template <Isa isa, typename T>
+int64_t draw_blocks(const Scene<T>& scene, int64_t view, const Range& points, const Image<T>& image) {
+  constexpr int64_t kBlock = 2048;
+  SeenMemory<isa, T> memory(kBlock);
+  Scratch<isa, int32_t> list(kBlock);
+  fill<isa>(image.depth, T(0), scene.spec.H * scene.spec.W);
+  fill<isa>(image.index, int32_t{-1}, scene.spec.H * scene.spec.W);
+  int64_t dropped = 0;
+  for (int64_t first = points.first; first < points.last; first += kBlock) {
+    const int64_t count = std::min(kBlock, points.last - first);
+    project_range(scene, view, {first, first + count}, memory.seen, image.pixels);
+    const int64_t kept = list_kept(memory.seen, count, list.get());
+    draw_single_pixels(memory.seen, list.get(), kept, first, scene.spec.W, image.depth, image.index);
+    dropped += count - kept;
+  }
+  return dropped;
+}
+
+// Draws rows of views, band after band.
+template <Isa isa, typename T, int64_t kWidth>
+class Painter {
+ public:
+  explicit Painter(const ProjectSpec& spec)
+      : spec_(spec),
+        blends_(spec.mode != ProjectMode::zbuffer),
+        bands_(spec, band_height(spec)),
+        canvas_(spec, {0, std::min(bands_.height(), spec.H)}),
+        windows_(spec, dense() ? canvas_.rows.last : 0),
+        footprints_(spec, canvas_),
+        numbers_(3 * canvas_.size()),
+        nearest_(canvas_.size()) {}
+
+  // Returns how many points were dropped.
+  int64_t draw(const Seen<isa, T>& seen, const Range& rows, const Image<T>& image) {
+    const int64_t dropped = bands_.sort(seen, spec_.N, rows);
+    for (int64_t band = 0; band < bands_.count(); ++band) {
+      canvas_.rows = bands_.rows(band);
+      draw_band(seen, bands_.list(band), bands_.size(band), image);
+    }
+    return dropped;
+  }
+
+ private:
+  static int64_t band_height(const ProjectSpec& spec) {
+    constexpr int64_t kBytes = 96 << 10;  // of the second cache
+    const int64_t row_bytes = (spec.W + 2 * spec.radius) * (3 * sizeof(T) + sizeof(int32_t));
+    return std::max<int64_t>(kBytes / row_bytes, 1);
+  }
+  // Whether footprints lie many times over each other.
+  bool dense() const { return spec_.N * canvas_.width() * canvas_.width() > 8 * spec_.H * spec_.W; }
+
+  void draw_band(const Seen<isa, T>& seen, const int32_t* list, int64_t count, const Image<T>& image) {
+    T *const z_min = numbers_.get(), *const weights = z_min + canvas_.size(), *const sums = weights + canvas_.size();
+    if (dense()) {
+      windows_.draw(seen, list, count, canvas_, z_min, nearest_.get());
     } else {
-      const T* __restrict__ w = weights + from, * __restrict__ s = sums + from;
-      T* __restrict__ weight_sum = image.weight_sum + to;
-#pragma omp simd
-      for (int64_t x = 0; x < spec.W; ++x) {
-        const bool covered = w[x] > 0;  // where the weights are 0, so is the sum
-        index[x] = source[x];
-        weight_sum[x] = w[x];
-        depth[x] = s[x] / (covered ? w[x] : T(1));
-        coverage[x] = mode == ProjectMode::soft ? w[x] / (w[x] + background) : (covered ? T(1) : T(0));
-      }
+      draw_footprints(seen, list, count, canvas_, footprints_.inside.get(), z_min, nearest_.get());
+    }
+    for (int64_t y = canvas_.rows.first; y < canvas_.rows.last; ++y) write_nearest_row(y, z_min, image);
+    if (!blends_) return;
+    fill<isa>(weights, T(0), 2 * canvas_.size());
+    if (spec_.mode == ProjectMode::soft) {
+      add_soft(seen, list, count, canvas_, z_min, footprints_, weights, sums);
+    } else {
+      add_harmonic(seen, list, count, canvas_, footprints_.inside.get(), weights, sums);
+    }
+    for (int64_t y = canvas_.rows.first; y < canvas_.rows.last; ++y) {
+      const int64_t at = y * spec_.W, from = canvas_.row(y);
+      write_blended_row<isa>(weights + from, sums + from, spec_.W, static_cast<T>(spec_.background), image.depth + at,
+                             image.coverage ? image.coverage + at : nullptr, image.weight_sum + at);
     }
   }
-}
+
+  void write_nearest_row(int64_t y, const T* z_min, const Image<T>& image) const {
+    const int64_t W = spec_.W;
+    const T* __restrict__ z = z_min + canvas_.row(y);
+    const auto* __restrict__ winner = nearest_.get() + canvas_.row(y);
+    int32_t* __restrict__ index = image.index + y * W;
+    T* __restrict__ depth = image.depth + y * W;
+    for (int64_t x = 0; x < W; ++x) index[x] = static_cast<int32_t>(winner[x]);
+    if (blends_) return;
+#pragma omp simd
+    for (int64_t x = 0; x < W; ++x) depth[x] = winner[x] >= 0 ? z[x] : T(0);
+  }
+
+  const ProjectSpec& spec_;
+  bool blends_;
+  Bands<isa> bands_;
+  Canvas<isa, T, kWidth> canvas_;
+  Windows<isa, T> windows_;
+  Footprints<isa, T, kWidth> footprints_;
+  Scratch<isa, T> numbers_;
+  Scratch<isa, typename Lanes<isa, T>::Index> nearest_;
+};
 
 // A few ranges per thread: scratch memory is taken once per range, and a slow thread gets fewer.
 template <Isa isa>
-int64_t view_grain(int64_t num_views, int num_threads) {
-  return std::max<int64_t>(1, num_views / (4 * std::max(num_threads, 1)));
+int64_t grain(int64_t count, int num_threads) {
+  return std::max<int64_t>(1, count / (4 * std::max(num_threads, 1)));
 }
 
-// The z-buffer of points of one pixel needs no canvas: it is drawn where it ends up.
-template <Isa isa, typename T>
-void draw_single_pixels(const Projected<isa, T>& view, const ProjectSpec& spec, const Image<T>& image) {
-  const int64_t num_pixels = spec.H * spec.W;
-  fill<isa>(image.depth, T(0), num_pixels);
-  fill<isa>(image.coverage, T(0), num_pixels);
-  fill<isa>(image.index, int32_t{-1}, num_pixels);
-  for (int64_t n = 0; n < spec.N; ++n) {
-    if (view.px[n] < 0) continue;
-    const int64_t p = view.py[n] * spec.W + view.px[n];
-    const T z = view.z[n], nearest = image.depth[p];
-    if (nearest > 0 && z >= nearest) continue;  // 0 is empty: no drawn z is
-    image.depth[p] = z;
-    image.coverage[p] = T(1);
-    image.index[p] = static_cast<int32_t>(n);
-  }
+// Calls body(first..last) with `parts` ranges that make up [0, count), in parallel.
+template <Isa isa, typename Body>
+void share_out(int64_t count, int64_t parts, int num_threads, const Body& body) {
+  parallel_for(parts, 1, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) body(part, Range{part * count / parts, (part + 1) * count / parts});
+  });
 }
 
-template <Isa isa, int64_t L, ProjectMode mode, typename T>
-void draw_views(const T* points, const T* world_to_cam, const T* intrinsics, T* depth, int32_t* index, T* coverage,
-                int32_t* pixels, int64_t* dropped, T* weight_sum, const ProjectSpec& spec, int64_t begin, int64_t end) {
-  constexpr bool kSums = mode != ProjectMode::zbuffer;
-  constexpr bool kDirect = L == 1 && !kSums;
-  const int64_t N = spec.N, num_pixels = spec.H * spec.W;
-  const CanvasShape canvas = CanvasShape::of<isa>(spec, L);
-  const int64_t size = kDirect ? 0 : canvas.size;
-  Projected<isa, T> view(N);
-  Footprint<isa, L, T> footprint(canvas);
-  Scratch<isa, T> z_min(size), weights(kSums ? size : 0), sums(kSums ? size : 0);
-  Scratch<isa, int32_t> nearest(size);
-  for (int64_t b = begin; b < end; ++b) {
-    dropped[b] = project_view(points + b / spec.V * N * 3, world_to_cam + b * 12, intrinsics + b * 9, spec, view);
-    write_pixels(view, pixels + b * N * 2, N);
-    const int64_t at = b * num_pixels;
-    const Image<T> image{depth + at, coverage + at, kSums ? weight_sum + at : nullptr, index + at};
-    if constexpr (kDirect) {
-      draw_single_pixels(view, spec, image);
-      continue;
-    }
-    draw_nearest<isa, L>(view, canvas, footprint.wx, N, z_min.get(), nearest.get());
-    if constexpr (kSums) {
-      accumulate<isa, L, mode>(view, canvas, footprint, spec, z_min.get(), weights.get(), sums.get());
-    }
-    write_image<isa, mode>(spec, canvas, z_min.get(), nearest.get(), weights.get(), sums.get(), image);
-  }
+// Whether there are fewer views than threads, and enough to do in each for several.
+template <Isa isa>
+bool few_views(const ProjectSpec& spec, int num_threads) {
+  constexpr int64_t kWorthSharing = 1 << 16;  // points and pixels
+  return spec.B * spec.V < num_threads && spec.N + spec.H * spec.W >= kWorthSharing;
 }
 
-// What each pixel passes back, on a canvas with zeros in the margins. soft: a point's share is its weight times Q + P
-// (z
-// - D), the derivative of the loss to the weight. harmonic: P / z^2.
-template <Isa isa, typename T>
-struct PixelGradients {
-  PixelGradients(int64_t size, int64_t W) : values(4 * size), zeros(W) {
-    P = values.get(), Q = P + size, D = Q + size, z_min = D + size;
-    fill<isa>(P, T(0), 4 * size);
-    fill<isa>(zeros.get(), T(0), W);
-  }
-  Scratch<isa, T> values, zeros;
-  T *P, *Q, *D, *z_min;
+// Calls `call(width)` with the width of a footprint of the default radius as a compile-time constant, or with 0.
+template <int64_t kWidth>
+struct WidthConstant {
+  static constexpr int64_t value = kWidth;
 };
 
-template <Isa isa, typename T>
-void pixel_gradients(const ProjectSpec& spec, const CanvasShape& canvas, const T* __restrict__ z, const T* grad_depth,
-                     const T* grad_coverage, const T* depth, const int32_t* index, const T* weight_sum,
-                     PixelGradients<isa, T>& out) {
-  const T background = static_cast<T>(spec.background);
-  const bool soft = spec.mode == ProjectMode::soft;
-  for (int64_t y = 0; y < spec.H; ++y) {
-    const int64_t from = y * spec.W, to = (y + spec.radius) * canvas.stride + spec.radius;
-    const T* __restrict__ gd = grad_depth ? grad_depth + from : out.zeros.get();
-    const T* __restrict__ gc = grad_coverage ? grad_coverage + from : out.zeros.get();
-    const T* __restrict__ w = weight_sum + from, * __restrict__ d = depth + from;
-    const int32_t* __restrict__ winner = index + from;
-    T* __restrict__ P = out.P + to, * __restrict__ Q = out.Q + to, * __restrict__ D = out.D + to;
-    T* __restrict__ z_min = out.z_min + to;
-#pragma omp simd
-    for (int64_t x = 0; x < spec.W; ++x) {
-      const bool covered = w[x] > 0;
-      const T per_w = gd[x] / (covered ? w[x] : T(1)), total = w[x] + background;
-      const T p = soft ? per_w : per_w * d[x], q = (gc[x] * background) / (total * total);
-      P[x] = covered ? p : T(0);
-      Q[x] = covered ? q : T(0);
-      D[x] = d[x];
-      z_min[x] = z[winner[x] > 0 ? winner[x] : 0];  // any where nothing is covered
-    }
+template <Isa isa, typename Call>
+void with_width(int64_t radius, const Call& call) {
+  if (radius == 2) {
+    call(WidthConstant<5>{});
+  } else {
+    call(WidthConstant<0>{});
   }
 }
 
-// The gradients to one point's (u, v, z).
+// The threads share a view: its points, then its rows.
+template <Isa isa, int64_t kWidth, typename T>
+void draw_shared_view(const Scene<T>& scene, int64_t view, const Image<T>& image, int num_threads) {
+  const ProjectSpec& spec = scene.spec;
+  SeenMemory<isa, T> memory(spec.N);
+  share_out<isa>(spec.N, num_threads, num_threads, [&](int64_t, const Range& points) {
+    project_range(scene, view, points, memory.seen.from(points.first), image.pixels);
+  });
+  share_out<isa>(spec.H, std::min<int64_t>(num_threads, spec.H), num_threads, [&](int64_t, const Range& rows) {
+    const int64_t dropped = Painter<isa, T, kWidth>(spec).draw(memory.seen, rows, image);
+    if (rows.first == 0) *image.dropped = dropped;
+  });
+}
+
+template <Isa isa, int64_t kWidth, typename T>
+void draw(const Scene<T>& scene, const Image<T>& outputs, int num_threads) {
+  const ProjectSpec& spec = scene.spec;
+  const int64_t num_views = spec.B * spec.V;
+  if (few_views<isa>(spec, num_threads)) {
+    for (int64_t b = 0; b < num_views; ++b) {
+      draw_shared_view<isa, kWidth>(scene, b, outputs.of_view(b, spec), num_threads);
+    }
+    return;
+  }
+  parallel_for(num_views, grain<isa>(num_views, num_threads), num_threads, [&](int64_t begin, int64_t end) {
+    SeenMemory<isa, T> memory(spec.N);
+    Painter<isa, T, kWidth> painter(spec);
+    for (int64_t b = begin; b < end; ++b) {
+      const Image<T> image = outputs.of_view(b, spec);
+      project_range(scene, b, scene.all_points(), memory.seen, image.pixels);
+      *image.dropped = painter.draw(memory.seen, scene.all_rows(), image);
+    }
+  });
+}
+
+// The threads draw images of their own, of points one after the other, which are then laid over each other.
+template <Isa isa, typename T>
+void draw_shared_view_of_single_pixels(const Scene<T>& scene, int64_t view, const Image<T>& image, int num_threads) {
+  const int64_t num_pixels = scene.spec.H * scene.spec.W, others = num_threads - 1;
+  Scratch<isa, T> depths(others * num_pixels);
+  Scratch<isa, int32_t> indices(others * num_pixels);
+  Scratch<isa, int64_t> dropped(num_threads);
+  share_out<isa>(scene.spec.N, num_threads, num_threads, [&](int64_t part, const Range& points) {
+    Image<T> own = image;
+    if (part > 0) {
+      own.depth = depths.get() + (part - 1) * num_pixels;
+      own.index = indices.get() + (part - 1) * num_pixels;
+    }
+    dropped[part] = draw_blocks<isa>(scene, view, points, own);
+  });
+  share_out<isa>(num_pixels, num_threads, num_threads, [&](int64_t, const Range& p) {
+    for (int64_t part = 0; part < others; ++part) {
+      const int64_t from = part * num_pixels + p.first;
+      merge_images<isa>(depths.get() + from, indices.get() + from, p.last - p.first, image.depth + p.first,
+                        image.index + p.first);
+    }
+  });
+  *image.dropped = 0;
+  for (int64_t part = 0; part < num_threads; ++part) *image.dropped += dropped[part];
+}
+
+template <Isa isa, typename T>
+void draw_single_pixels(const Scene<T>& scene, const Image<T>& outputs, int num_threads) {
+  const ProjectSpec& spec = scene.spec;
+  const int64_t num_views = spec.B * spec.V;
+  if (few_views<isa>(spec, num_threads)) {
+    for (int64_t b = 0; b < num_views; ++b) {
+      draw_shared_view_of_single_pixels<isa>(scene, b, outputs.of_view(b, spec), num_threads);
+    }
+    return;
+  }
+  parallel_for(num_views, grain<isa>(num_views, num_threads), num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const Image<T> image = outputs.of_view(b, spec);
+      *image.dropped = draw_blocks<isa>(scene, b, scene.all_points(), image);
+    }
+  });
+}
+
+// ---- backward
+
+// What comes back for one view.
 template <typename T>
-struct PointGradient {
-  T u, v, z;
+DrawnView<T> of_view(const DrawnView<T>& all, int64_t b, const ProjectSpec& spec) {
+  const int64_t at = b * spec.H * spec.W;
+  return {all.grad_depth ? all.grad_depth + at : nullptr, all.grad_coverage ? all.grad_coverage + at : nullptr,
+          all.depth + at, all.weight_sum + at, all.index + at};
+}
+
+// Differentiates views one after the other, with the help of other threads.
+template <Isa isa, typename T, int64_t kWidth>
+class Differentiator {
+ public:
+  Differentiator(const Scene<T>& scene, int num_threads)
+      : scene_(scene),
+        spec_(scene.spec),
+        num_threads_(num_threads),
+        canvas_(spec_, {0, adds_up() ? spec_.H : 0}),
+        seen_(adds_up() ? spec_.N : 0),
+        numbers_(3 * spec_.N),
+        gradients_{numbers_.get(), numbers_.get() + spec_.N, numbers_.get() + 2 * spec_.N},
+        pixel_(canvas_) {}
+
+  // grad [N, 3]
+  void differentiate(int64_t view, const DrawnView<T>& drawn, T* grad) {
+    fill<isa>(gradients_.z, T(0), spec_.N);
+    if (!adds_up()) {
+      if (drawn.grad_depth) scatter_winners<isa>(drawn.grad_depth, drawn.index, spec_.H * spec_.W, gradients_.z);
+    } else {
+      share_out<isa>(spec_.N, num_threads_, num_threads_, [&](int64_t, const Range& points) {
+        project_range(scene_, view, points, seen_.seen.from(points.first), nullptr);
+      });
+      share_out<isa>(spec_.H, num_threads_, num_threads_, [&](int64_t, const Range& rows) {
+        for (int64_t y = rows.first; y < rows.last; ++y) {
+          pixel_gradients(drawn, seen_.seen, spec_, canvas_, y, pixel_);
+        }
+      });
+    }
+    share_out<isa>(spec_.N, num_threads_, num_threads_,
+                   [&](int64_t, const Range& points) { gather(view, points, grad + 3 * points.first); });
+  }
+
+ private:
+  bool adds_up() const { return spec_.mode != ProjectMode::zbuffer; }
+
+  void gather(int64_t view, const Range& points, T* grad) const {
+    const int64_t count = points.last - points.first;
+    const Seen<isa, T> seen = seen_.seen.from(points.first);
+    const SeenGradients<isa, T> gradients = gradients_.from(points.first);
+    if (adds_up()) {
+      Scratch<isa, int32_t> list(count);
+      Scratch<isa, int32_t> starts(spec_.H + 1);
+      const int64_t kept = list_by_row(seen, count, spec_.H, starts.get(), list.get());
+      Footprints<isa, T, kWidth> footprints(spec_, canvas_);
+      if (spec_.mode == ProjectMode::soft) {
+        gather_soft(seen, list.get(), kept, spec_, canvas_, pixel_, footprints, gradients);
+        return to_world(seen, gradients, count, scene_.m(view), scene_.k(view), grad);
+      }
+      gather_harmonic(seen, list.get(), kept, canvas_, pixel_, gradients);
+    }
+    along_axis<isa>(gradients.z, count, scene_.m(view), grad);
+  }
+
+  const Scene<T>& scene_;
+  const ProjectSpec& spec_;
+  int num_threads_;
+  Canvas<isa, T, kWidth> canvas_;
+  SeenMemory<isa, T> seen_;
+  Scratch<isa, T> numbers_;
+  SeenGradients<isa, T> gradients_;
+  PixelGradients<isa, T> pixel_;
 };
 
-template <Isa isa, int64_t L, typename T>
-PointGradient<T> gather_soft(const Footprint<isa, L, T>& footprint, const CanvasShape& canvas, const ProjectSpec& spec,
-                             const PixelGradients<isa, T>& pixel, int64_t corner, T z) {
-  const T per_temperature = static_cast<T>(1.0 / spec.temperature);
-  const T per_variance = static_cast<T>(1.0 / (spec.sigma * spec.sigma));
-  T du = 0, dv = 0, dz = 0, dw = 0;
-  for (int64_t j = 0; j < canvas.padded; j += L) {
-    T column[L] = {}, rows[L] = {}, direct[L] = {};  // w dL/dw; times dy; w P
-    const T* __restrict__ wx = footprint.wx + j;
-    for (int64_t i = 0; i < canvas.width; ++i) {
-      const int64_t row = corner + i * canvas.stride + j;
-      const T wy = footprint.wy[i], dy = footprint.dy[i];
-      const T* __restrict__ P = pixel.P + row, * __restrict__ Q = pixel.Q + row, * __restrict__ D = pixel.D + row;
-      const T* __restrict__ z_min = pixel.z_min + row;
-#pragma omp simd
-      for (int64_t l = 0; l < L; ++l) {
-        const T w = (wx[l] * wy) * exp_negative<isa>((z_min[l] - z) * per_temperature);
-        const T g = w * (P[l] * (z - D[l]) + Q[l]);
-        column[l] += g;
-        rows[l] += g * dy;
-        direct[l] += w * P[l];
-      }
+// grad_views [B, V, N, 3]
+template <Isa isa, int64_t kWidth, typename T>
+void differentiate(const Scene<T>& scene, const DrawnView<T>& drawn, T* grad_views, int num_threads) {
+  const ProjectSpec& spec = scene.spec;
+  const int64_t num_views = spec.B * spec.V;
+  const bool shared = few_views<isa>(spec, num_threads);
+  const int64_t views = shared ? num_views : grain<isa>(num_views, num_threads);
+  parallel_for(num_views, views, num_threads, [&](int64_t begin, int64_t end) {
+    Differentiator<isa, T, kWidth> differentiator(scene, shared ? num_threads : 1);
+    for (int64_t b = begin; b < end; ++b) {
+      differentiator.differentiate(b, of_view(drawn, b, spec), grad_views + b * spec.N * 3);
     }
-    for (int64_t l = 0; l < L; ++l) {
-      du += column[l] * footprint.dx[j + l];
-      dv += rows[l];
-      dz += direct[l];
-      dw += column[l];
-    }
-  }
-  return {du * per_variance, dv * per_variance, dz - dw * per_temperature};
-}
-
-// The gradients of one view to (u, v, z) of its points, carried to the world's coordinates.
-template <Isa isa, int64_t L, typename T>
-void gather_view(const Projected<isa, T>& view, const CanvasShape& canvas, Footprint<isa, L, T>& footprint,
-                 const ProjectSpec& spec, const PixelGradients<isa, T>& pixel, const T* m, const T* k, T* grad) {
-  const T gaussian_scale = static_cast<T>(-0.5 / (spec.sigma * spec.sigma));
-  for (int64_t n = 0; n < spec.N; ++n, grad += 3) {
-    grad[0] = grad[1] = grad[2] = 0;
-    if (view.px[n] < 0) continue;
-    const T z = view.z[n], u = view.u[n], v = view.v[n];
-    const int64_t corner = view.py[n] * canvas.stride + view.px[n];
-    if (spec.mode == ProjectMode::soft) {
-      footprint.gaussian(u, v, view.px[n], view.py[n], spec.radius, gaussian_scale);
-      const PointGradient<T> g = gather_soft<isa, L>(footprint, canvas, spec, pixel, corner, z);
-      const T gx = g.u * k[0] / z, gy = g.v * k[4] / z;
-      const T gz = g.z - (g.u * (u - k[2]) + g.v * (v - k[5])) / z;
-      for (int64_t a = 0; a < 3; ++a) grad[a] = (m[a] * gx + m[4 + a] * gy) + m[8 + a] * gz;
-    } else {
-      T total = 0;
-      for (int64_t j = 0; j < canvas.width; ++j) {  // as the soft mode's sums run: down the columns, then across
-        T column = 0;
-        for (int64_t i = 0; i < canvas.width; ++i) column += pixel.P[corner + i * canvas.stride + j];
-        total += column;
-      }
-      for (int64_t a = 0; a < 3; ++a) grad[a] = m[8 + a] * (total / (z * z));
-    }
-  }
-}
-
-// zbuffer: each pixel passes its gradient to its winner, in the order of the pixels.
-template <Isa isa, typename T>
-void scatter_winners(const ProjectSpec& spec, const T* grad_depth, const int32_t* index, const T* m, T* grad_z,
-                     T* grad) {
-  fill<isa>(grad_z, T(0), spec.N);
-  for (int64_t p = 0; grad_depth && p < spec.H * spec.W; ++p) {
-    if (index[p] >= 0) grad_z[index[p]] += grad_depth[p];
-  }
-  for (int64_t n = 0; n < spec.N; ++n) {
-    for (int64_t a = 0; a < 3; ++a) grad[3 * n + a] = m[8 + a] * grad_z[n];
-  }
-}
-
-template <Isa isa, int64_t L, typename T>
-void differentiate_views(const T* grad_depth, const T* grad_coverage, const T* points, const T* world_to_cam,
-                         const T* intrinsics, const T* depth, const int32_t* index, const T* weight_sum, T* grad_views,
-                         const ProjectSpec& spec, int64_t begin, int64_t end) {
-  const int64_t N = spec.N, num_pixels = spec.H * spec.W;
-  const CanvasShape canvas = CanvasShape::of<isa>(spec, L);
-  const bool zbuffer = spec.mode == ProjectMode::zbuffer;
-  Projected<isa, T> view(N);
-  Footprint<isa, L, T> footprint(canvas);
-  PixelGradients<isa, T> pixel(zbuffer ? 0 : canvas.size, zbuffer ? 0 : spec.W);
-  for (int64_t b = begin; b < end; ++b) {
-    const int64_t at = b * num_pixels;
-    const T *m = world_to_cam + b * 12, *k = intrinsics + b * 9;
-    const T *gd = grad_depth ? grad_depth + at : nullptr, *gc = grad_coverage ? grad_coverage + at : nullptr;
-    T* grad = grad_views + b * N * 3;
-    if (zbuffer) {
-      scatter_winners<isa>(spec, gd, index + at, m, view.z, grad);
-      continue;
-    }
-    project_view(points + b / spec.V * N * 3, m, k, spec, view);
-    pixel_gradients(spec, canvas, view.z, gd, gc, depth + at, index + at, weight_sum + at, pixel);
-    gather_view<isa, L>(view, canvas, footprint, spec, pixel, m, k, grad);
-  }
+  });
 }
 
 // The gradient of one cloud: the sum of its views' shares [V, count], in their order.
@@ -430,38 +373,41 @@ void add_views(const T* __restrict__ grad_views, T* __restrict__ grad, int64_t V
   }
 }
 
-template <Isa isa, int64_t L, typename T>
-auto draw_views_in(ProjectMode mode) {
-  return mode == ProjectMode::zbuffer ? draw_views<isa, L, ProjectMode::zbuffer, T>
-         : mode == ProjectMode::soft  ? draw_views<isa, L, ProjectMode::soft, T>
-                                      : draw_views<isa, L, ProjectMode::harmonic, T>;
-}
-
 }  // namespace
 
 template <Isa isa, typename T>
 void project_points_cpu(const T* points, const T* world_to_cam, const T* intrinsics, T* depth, int32_t* index,
                         T* coverage, int32_t* pixels, int64_t* dropped, T* weight_sum, const ProjectSpec& spec,
                         int num_threads) {
-  const auto draw = spec.radius == 0 ? draw_views_in<isa, 1, T>(spec.mode) : draw_views_in<isa, kLanes, T>(spec.mode);
-  const int64_t num_views = spec.B * spec.V;
-  parallel_for(num_views, view_grain<isa>(num_views, num_threads), num_threads, [&](int64_t begin, int64_t end) {
-    draw(points, world_to_cam, intrinsics, depth, index, coverage, pixels, dropped, weight_sum, spec, begin, end);
-  });
+  const Scene<T> scene{points, world_to_cam, intrinsics, spec};
+  const Image<T> outputs{depth,
+                         index,
+                         spec.mode == ProjectMode::soft ? coverage : nullptr,
+                         spec.mode == ProjectMode::zbuffer ? nullptr : weight_sum,
+                         pixels,
+                         dropped};
+  const int64_t num_pixels = spec.B * spec.V * spec.H * spec.W,
+                num_bytes = num_pixels * static_cast<int64_t>(sizeof(T));
+  ask_for_huge_pages(outputs.depth, num_bytes);
+  ask_for_huge_pages(outputs.index, num_pixels * static_cast<int64_t>(sizeof(int32_t)));
+  ask_for_huge_pages(outputs.coverage, num_bytes);
+  ask_for_huge_pages(outputs.weight_sum, num_bytes);
+  if (scene.single_pixels()) return draw_single_pixels<isa>(scene, outputs, num_threads);
+  with_width<isa>(spec.radius, [&](auto width) { draw<isa, decltype(width)::value>(scene, outputs, num_threads); });
 }
 
 template <Isa isa, typename T>
 void project_points_backward_cpu(const T* grad_depth, const T* grad_coverage, const T* points, const T* world_to_cam,
                                  const T* intrinsics, const T* depth, const int32_t* index, const T* weight_sum,
                                  T* grad_views, T* grad_points, const ProjectSpec& spec, int num_threads) {
-  const auto differentiate = spec.radius == 0 ? differentiate_views<isa, 1, T> : differentiate_views<isa, kLanes, T>;
-  const int64_t num_views = spec.B * spec.V;
-  parallel_for(num_views, view_grain<isa>(num_views, num_threads), num_threads, [&](int64_t begin, int64_t end) {
-    differentiate(grad_depth, grad_coverage, points, world_to_cam, intrinsics, depth, index, weight_sum, grad_views,
-                  spec, begin, end);
-  });
+  const Scene<T> scene{points, world_to_cam, intrinsics, spec};
+  const DrawnView<T> drawn{grad_depth, grad_coverage, depth, weight_sum, index};
   const int64_t V = spec.V, count = spec.N * 3;
-  parallel_for(spec.B, view_grain<isa>(spec.B, num_threads), num_threads, [=](int64_t begin, int64_t end) {
+  T* const grads = V == 1 ? grad_points : grad_views;
+  with_width<isa>(spec.radius,
+                  [&](auto width) { differentiate<isa, decltype(width)::value>(scene, drawn, grads, num_threads); });
+  if (V == 1) return;
+  parallel_for(spec.B, grain<isa>(spec.B, num_threads), num_threads, [=](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) add_views<isa>(grad_views + b * V * count, grad_points + b * count, V, count);
   });
 }

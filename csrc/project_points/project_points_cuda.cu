@@ -318,7 +318,7 @@ __global__ void __launch_bounds__(kThreads, 5)
                 const uint32_t* __restrict__ masks,  // [B, V, masks, words]
                 float* __restrict__ depth,           // [B, V, H, W]
                 int32_t* __restrict__ index,         // [B, V, H, W]
-                float* __restrict__ coverage,        // [B, V, H, W]
+                float* __restrict__ coverage,        // [B, V, H, W], in soft mode only
                 float* __restrict__ weight_sum,      // [B, V, H, W], not in zbuffer mode
                 int64_t* __restrict__ dropped,       // [B, V]
                 Tiling tiling, SoftWeights soft) {
@@ -336,7 +336,6 @@ __global__ void __launch_bounds__(kThreads, 5)
   const int64_t first = (int64_t{view} * tiling.H + y) * tiling.W + x, step = int64_t{Tile::kRowsApart} * tiling.W;
   depth += first;  // pixel k is k * step on
   index += first;
-  coverage += first;
 
   Pixels<Tile> pixels;
 #pragma unroll
@@ -351,12 +350,11 @@ __global__ void __launch_bounds__(kThreads, 5)
 #pragma unroll
   for (int k = 0; k < Tile::kPixels; ++k) {
     if (!in_frame(k)) break;
-    const bool covered = pixels.winner[k] >= 0;
     index[k * step] = pixels.winner[k];
-    if constexpr (mode == ProjectMode::zbuffer) depth[k * step] = covered ? pixels.nearest[k] : 0.0f;
-    if constexpr (mode != ProjectMode::soft) coverage[k * step] = covered ? 1.0f : 0.0f;
+    if constexpr (mode == ProjectMode::zbuffer) depth[k * step] = pixels.winner[k] >= 0 ? pixels.nearest[k] : 0.0f;
   }
   if constexpr (mode == ProjectMode::soft) {
+    coverage += first;
     add_weights(scene, tiling, soft, group, reinterpret_cast<float*>(memory + sizeof(WarpMemory)), pixels);
   }
   if constexpr (mode != ProjectMode::zbuffer) {

@@ -82,10 +82,13 @@ def _horizontal_axes(up: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.cross(front, up), front
 
 
-def unit_depth(config: ModelConfig, depth: Tensor, coverage: Tensor) -> Tensor:
+def unit_depth(config: ModelConfig, projection: ops.Projection) -> Tensor:
     """Camera z [B, V, S, S] to [0, 1]: 1 at the near plane, 0 at the far plane and where nothing is."""
     near, far = config.camera_distance - 1, config.camera_distance + 1
-    return coverage * (1 - (depth - near) / (far - near))
+    nearness = 1 - (projection.depth - near) / (far - near)
+    if projection.soft_coverage is None:
+        return torch.where(projection.index >= 0, nearness, 0)
+    return projection.soft_coverage * nearness
 
 
 def project(config: ModelConfig, points: Tensor, cameras: Tensor, mode: str) -> DepthMaps:
@@ -94,7 +97,7 @@ def project(config: ModelConfig, points: Tensor, cameras: Tensor, mode: str) -> 
     projection = ops.project_points(
         points, cameras, intrinsics(config, points.device), size, radius=config.footprint_radius, mode=mode
     )
-    return DepthMaps(unit_depth(config, projection.depth, projection.coverage), projection.pixels)
+    return DepthMaps(unit_depth(config, projection), projection.pixels)
 
 
 def smooth(images: Tensor) -> Tensor:

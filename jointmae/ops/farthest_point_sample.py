@@ -19,6 +19,7 @@ from jointmae.ops.native import address, kernels
 from jointmae.ops.registry import define
 
 _OP = "farthest_point_sample"
+_CPU_PATH = 0  # 0 chooses by size; tests force 1, every point in every step, and 2, boxes (farthest_point_sample.h)
 _PATH = 0  # of the CUDA kernels: 0 chooses by size; tests force the others (farthest_point_sample.h)
 
 
@@ -68,6 +69,7 @@ def _cpu(points: Tensor, num_samples: int, start: int, lengths: Tensor | None) -
         N,
         num_samples,
         start,
+        _CPU_PATH,
         points.dtype == torch.float64,
         torch.get_num_threads(),
     )

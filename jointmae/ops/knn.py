@@ -22,6 +22,7 @@ from jointmae.ops.registry import define
 
 _OP = "knn"
 _PATH = 0  # of the CUDA kernels: chosen by size; tests force one
+_CPU_PATH = 0  # likewise
 
 
 def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -72,6 +73,7 @@ def _cpu(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tup
         M,
         points.shape[1],
         k,
+        _CPU_PATH,
         points.dtype == torch.float64,
         torch.get_num_threads(),
     )

@@ -1,8 +1,8 @@
 """Attention among 3D and 2D tokens that lets a token read the other modality only in its own image cell (Joint-MAE,
 section 3.3). B samples, h heads, L tokens of which the first num_3d are 3D, d channels a head.
 
-On a GPU the Triton kernels of local_aligned_attention_triton.py do the work. Everywhere else, and for what they are not
-made for, PyTorch's own attention does, `_attend`.
+On a GPU the Triton kernels of local_aligned_attention_triton.py do the work, on a CPU those of the compiled module.
+Everywhere else, and for what they are not made for, PyTorch's own attention does, `_attend`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jointmae.ops import reference
 from jointmae.ops.checks import shape_of
-from jointmae.ops.native import NativeKernelsWarning
+from jointmae.ops.native import NativeKernelsWarning, address, kernels
 from jointmae.ops.registry import library
 
 _OP = "local_aligned_attention"
@@ -40,14 +40,15 @@ class Alignment(NamedTuple):
     )  # [B, 1, L, L] added to the scores: 0 or -inf; None where all may read all, or kernels need none
     num_3d: int
     scheme: tuple[str, str]
-    order: Tensor | None = None  # [B, 3, L] int32 for the kernels: the tokens by cell, and where equal cells begin, end
+    order: Tensor | None = None  # [B, 3, L] int32 for kernels: the tokens by cell, and where equal cells begin, end
 
 
 def align(cell: Tensor, num_3d: int, scheme: tuple[str, str] = ("local", "local")) -> Alignment:
     """What `local_aligned_attention` needs of the tokens' cells [B, L] int32, computed once for many calls.
 
-    On a GPU that is the order of many tokens by cell, elsewhere a bias for PyTorch's attention; under autocast the bias
-    has autocast's dtype, else float32. Raises as `local_aligned_attention` does.
+    Where there are kernels that is the order of the tokens by cell (on a GPU nothing for few tokens), elsewhere a bias
+    for PyTorch's attention; under autocast the bias has autocast's dtype, else float32. Raises as
+    `local_aligned_attention` does.
     """
     if cell.dtype != torch.int32:
         raise TypeError(f"{_OP}: cell must be int32, got {cell.dtype}")
@@ -64,21 +65,25 @@ def align(cell: Tensor, num_3d: int, scheme: tuple[str, str] = ("local", "local"
     return Alignment(cell, _bias(cell, num_3d, scheme), num_3d, scheme)
 
 
+def _for_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
 def _has_kernels(tensor: Tensor) -> bool:
-    return _HAS_TRITON and tensor.is_cuda
+    return _HAS_TRITON if _for_triton(tensor) else kernels is not None and tensor.device.type == "cpu"
 
 
 def _serve(q: Tensor) -> bool:
-    """Whether the kernels do: `q` is of a shape they are made for, and offsets inside a sample fit into 31 bits."""
-    if not _has_kernels(q) or q.dtype not in _KERNEL_DTYPES or q.shape[3] not in _KERNEL_DIMS:
+    """Whether the kernels do; on a GPU, `q` is of a shape they are made for, with 31-bit offsets inside a sample."""
+    if not _has_kernels(q) or q.dtype not in _KERNEL_DTYPES:
         return False
-    return q.shape[1] * q.shape[2] * q.shape[3] < 2**31
+    return not _for_triton(q) or (q.shape[3] in _KERNEL_DIMS and q.shape[1] * q.shape[2] * q.shape[3] < 2**31)
 
 
 def _order(cell: Tensor, num_3d: int) -> Tensor | None:
-    """None where the kernels do without: for few tokens, or for one modality."""
+    """None where the kernels do without: for one modality, or, on a GPU, for few tokens."""
     L = cell.shape[1]
-    if L <= FEW_TOKENS or num_3d in (0, L):
+    if num_3d in (0, L) or (_for_triton(cell) and L <= FEW_TOKENS):
         return None
     order: Tensor = torch.ops.jointmae.local_aligned_attention_order(cell, num_3d)
     return order
@@ -108,9 +113,10 @@ def local_aligned_attention(
     [B, L] int32, or, to prepare many calls once, what `align` made of ids, num_3d and scheme; both give the same bits.
     Differentiable in q, k and v. B = 0 gives an empty result. NaN spreads as in any attention.
 
-    On an NVIDIA GPU with Triton this is one kernel, and one or two for the gradients, that never hold a mask, add up in
-    float32, and give the same bits each time; they are for float32, bfloat16 and float16 with d of 16, 32, 48, 64, 96
-    or 128, and have no second derivative. Anything else is computed by PyTorch's attention with a bias.
+    The kernels are for float32, bfloat16 and float16: they never hold a mask, add up in float32, give the same bits
+    each time, and have no second derivative. On a CPU they take any d and give the same bits for every number of
+    threads; on an NVIDIA GPU they need Triton and a d of 16, 32, 48, 64, 96 or 128. Anything else is computed by
+    PyTorch's attention with a bias.
 
     Raises ValueError for shapes that do not fit, num_3d outside 0..L and other schemes, TypeError for cells that are
     not int32 and for q, k, v that are not of one floating-point dtype.
@@ -174,14 +180,24 @@ def _warn_no_triton() -> None:
     )
 
 
-def _kernels() -> ModuleType:
+def _triton() -> ModuleType:
     from jointmae.ops import local_aligned_attention_triton
 
     return local_aligned_attention_triton
 
 
 def _order_cuda(cell: Tensor, num_3d: int) -> Tensor:
-    order: Tensor = _kernels().order(cell, num_3d)
+    order: Tensor = _triton().order(cell, num_3d)
+    return order
+
+
+def _order_cpu(cell: Tensor, num_3d: int) -> Tensor:
+    cell = cell.contiguous()
+    order = _order_fake(cell, num_3d)
+    assert kernels is not None
+    kernels.local_aligned_attention_order_cpu(
+        address(cell), address(order), *cell.shape, num_3d, torch.get_num_threads()
+    )
     return order
 
 
@@ -191,8 +207,49 @@ def _order_fake(cell: Tensor, num_3d: int) -> Tensor:
 
 
 def _forward_cuda(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _kernels().forward(q, *args)
+    result: tuple[Tensor, Tensor] = _triton().forward(q, *args)
     return result
+
+
+def _strided(tensor: Tensor) -> Any:
+    """Where the CPU kernels find a tensor [B, h, L, d] whose channels are one by one."""
+    assert kernels is not None
+    return kernels.Strided(tensor.data_ptr(), *tensor.stride()[:3])
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """`tensor` [B, h, L, d] with channels one by one."""
+    return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
+
+
+def _forward_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cell: Tensor,
+    order: Tensor | None,
+    num_3d: int,
+    global_2d: bool,
+    global_3d: bool,
+) -> tuple[Tensor, Tensor]:
+    assert kernels is not None
+    if order is None and not (global_2d and global_3d):
+        order = _order(cell, num_3d)
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    out, lse = _forward_fake(q)
+    if q.numel() > 0:
+        kernels.local_aligned_attention_cpu(
+            _strided(q),
+            _strided(k),
+            _strided(v),
+            address(order),
+            _strided(out),
+            address(lse),
+            kernels.AttentionSpec(*q.shape, num_3d, global_2d, global_3d),
+            str(q.dtype)[6:],
+            torch.get_num_threads(),
+        )
+    return out, lse
 
 
 def _forward_fake(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -201,8 +258,43 @@ def _forward_fake(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward_cuda(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = _kernels().backward(grad, *args)
+    result: tuple[Tensor, Tensor, Tensor] = _triton().backward(grad, *args)
     return result
+
+
+def _backward_cpu(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cell: Tensor,
+    order: Tensor | None,
+    num_3d: int,
+    global_2d: bool,
+    global_3d: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert kernels is not None
+    if order is None and not (global_2d and global_3d):
+        order = _order(cell, num_3d)
+    grad, q, k, v, out = (_rows(tensor) for tensor in (grad, q, k, v, out))
+    grads = _backward_fake(grad)
+    if q.numel() > 0:
+        kernels.local_aligned_attention_backward_cpu(
+            _strided(grad),
+            _strided(q),
+            _strided(k),
+            _strided(v),
+            _strided(out),
+            address(lse),
+            address(order),
+            *(_strided(tensor) for tensor in grads),
+            kernels.AttentionSpec(*q.shape, num_3d, global_2d, global_3d),
+            str(q.dtype)[6:],
+            torch.get_num_threads(),
+        )
+    return grads
 
 
 def _backward_fake(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,12 +329,14 @@ library.impl(_OP, _attend, "CompositeImplicitAutograd")
 library.define(f"{_OP}_order(Tensor cell, int num_3d) -> Tensor")
 library.define(f"{_OP}_forward({_ROWS}, {_PAIRS}) -> (Tensor, Tensor)")
 library.define(f"{_OP}_backward(Tensor grad, {_ROWS}, Tensor out, Tensor lse, {_PAIRS}) -> (Tensor, Tensor, Tensor)")
-for _name, _cuda, _fake in (
-    (f"{_OP}_order", _order_cuda, _order_fake),
-    (f"{_OP}_forward", _forward_cuda, _forward_fake),
-    (f"{_OP}_backward", _backward_cuda, _backward_fake),
+for _name, _cuda, _cpu, _fake in (
+    (f"{_OP}_order", _order_cuda, _order_cpu, _order_fake),
+    (f"{_OP}_forward", _forward_cuda, _forward_cpu, _forward_fake),
+    (f"{_OP}_backward", _backward_cuda, _backward_cpu, _backward_fake),
 ):
     library.impl(_name, _cuda, "CUDA")
+    if kernels is not None:
+        library.impl(_name, _cpu, "CPU")
     torch.library.register_fake(f"jointmae::{_name}", _fake, lib=library)
 torch.library.register_autograd(f"jointmae::{_OP}_forward", _backward, setup_context=_setup_context, lib=library)
 torch.library.register_autograd(f"jointmae::{_OP}_backward", _no_second_derivative, lib=library)

@@ -7,7 +7,8 @@ PointCLIP (Zhang et al. 2022).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +30,20 @@ _MODES = ("zbuffer", "soft", "harmonic")
 _PATH = 0  # the tiles that the CUDA kernels draw in: 0 by the size of the work, 1 large, 2 small; tests force them
 
 
-class Projection(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Projection:
     """What `project_points` gives."""
 
     depth: Tensor  # [B, V, H, W] camera z, 0 where no point covers the pixel
-    # [B, V, H, W] int32, the nearest point that covers the pixel, -1 where there is none (the name hides tuple.index)
-    index: Tensor  # type: ignore[assignment]
-    coverage: Tensor  # [B, V, H, W] how much of the pixel is covered, 0..1
+    index: Tensor  # [B, V, H, W] int32, the nearest point that covers the pixel, -1 where there is none
     pixels: Tensor  # [B, V, N, 2] int32, the pixel (x, y) of each point, (-1, -1) where it was dropped
     dropped: Tensor  # [B, V] int64, how many points were dropped
+    soft_coverage: Tensor | None = None  # of the mode "soft"; the others' is made when it is asked for
+
+    @property
+    def coverage(self) -> Tensor:
+        """How much of each pixel is covered, 0..1, [B, V, H, W]."""
+        return (self.index >= 0).to(self.depth.dtype) if self.soft_coverage is None else self.soft_coverage
 
 
 def project_points(
@@ -66,11 +72,11 @@ def project_points(
       underflow (a sigma far below a pixel) depth and coverage are 0.
     - "harmonic": the harmonic mean, count / sum (1 / z_i). Its gradient goes along the viewing axis.
 
-    In the modes zbuffer and harmonic `coverage` is 0 or 1. Ties in z go to the lowest index. The cameras get no
-    gradient. float16 and bfloat16 are computed and returned in float32, float64 in float64. B = 0 gives an empty
-    result. The bits of the results do not depend on threads, instruction set or device (but for the gradient of
-    "zbuffer", which a GPU sums in another order), and pixels, index and the z-buffer are those of the reference. On the
-    CPU one view is drawn by one thread.
+    In the modes zbuffer and harmonic `coverage` is 0 or 1; it has no gradient and is computed from `index` when it is
+    read. Ties in z go to the lowest index. The cameras get no gradient. float16 and bfloat16 are computed and returned
+    in float32, float64 in float64. B = 0 gives an empty result. The bits of the results do not depend on threads,
+    instruction set or device (but for the gradient of "zbuffer", which a GPU sums in another order), and pixels, index
+    and the z-buffer are those of the reference.
 
     Raises ValueError for shapes that do not fit, a radius outside 0..max(H, W), a sigma, temperature or background
     that is not positive, and, on the CPU, for NaN or infinity and for a skewed camera. Raises TypeError for integer
@@ -92,7 +98,7 @@ def project_points(
             raise ValueError(f"{_OP}: {name} must be positive, got {value}")
     dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
     B, V = world_to_cam.shape[:2]
-    *outputs, _ = torch.ops.jointmae.project_points(
+    depth, index, coverage, pixels, dropped, _ = torch.ops.jointmae.project_points(
         points.to(dtype),
         world_to_cam.to(dtype),
         intrinsics.to(dtype).expand(B, V, 3, 3),
@@ -104,7 +110,7 @@ def project_points(
         temperature,
         background,
     )
-    return Projection(*outputs)
+    return Projection(depth, index, pixels, dropped, coverage if mode == "soft" else None)
 
 
 def _require_cameras(points: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> None:
@@ -142,16 +148,20 @@ def _spec(points: Tensor, world_to_cam: Tensor, height: int, width: int, radius:
 
 
 def _allocate(points: Tensor, world_to_cam: Tensor, height: int, width: int, mode: str) -> tuple[Tensor, ...]:
-    """Uninitialised outputs; the last is the weight sum that the backward of the modes soft and harmonic reads."""
+    """Uninitialised outputs; coverage is empty but in the mode soft.
+
+    The last is the sum of weights that the backward of the modes soft and harmonic reads; it is empty in zbuffer.
+    """
     B, N, _ = points.shape
     V = world_to_cam.shape[1]
+    image = (B, V, height, width)
     return (
-        points.new_empty(B, V, height, width),
-        points.new_empty(B, V, height, width, dtype=torch.int32),
-        points.new_empty(B, V, height, width),
+        points.new_empty(image),
+        points.new_empty(image, dtype=torch.int32),
+        points.new_empty(image if mode == "soft" else 0),
         points.new_empty(B, V, N, 2, dtype=torch.int32),
         points.new_empty(B, V, dtype=torch.int64),
-        points.new_empty(0) if mode == "zbuffer" else points.new_empty(B, V, height, width),
+        points.new_empty(0 if mode == "zbuffer" else image),
     )
 
 
@@ -263,7 +273,7 @@ def _backward_cpu(
     depth, index, weight_sum = depth.contiguous(), index.contiguous(), weight_sum.contiguous()
     B, V, height, width = depth.shape
     grad_points = torch.empty_like(points)
-    grad_views = points.new_empty(B, V, points.shape[1], 3)  # scratch
+    grad_views = points.new_empty(B, V, points.shape[1], 3) if V > 1 else None  # scratch
     assert kernels is not None
     kernels.project_points_backward_cpu(
         address(grad_depth),
@@ -334,9 +344,9 @@ def _backward_fake(grad_depth: Tensor | None, grad_coverage: Tensor | None, poin
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     points, world_to_cam, intrinsics, _, _, *settings = inputs
-    depth, index, _, pixels, dropped, weight_sum = output
+    depth, index, coverage, pixels, dropped, weight_sum = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(index, pixels, dropped, weight_sum)
+    ctx.mark_non_differentiable(index, pixels, dropped, weight_sum, *(() if "soft" in settings else (coverage,)))
     ctx.save_for_backward(points, world_to_cam, intrinsics, depth, index, weight_sum)
     ctx.settings = settings
 

@@ -221,7 +221,8 @@ def project_points(
 ) -> tuple[Tensor, ...]:
     """See `jointmae.ops.project_points`. The last output is the sum of weights. Differentiable by itself.
 
-    On a GPU the sums of the modes soft and harmonic run in no fixed order.
+    Coverage is empty but in the mode soft, the sum of weights is empty in zbuffer. On a GPU the sums of the modes soft
+    and harmonic run in no fixed order.
     """
     B, N, _ = points.shape
     V = world_to_cam.shape[1]
@@ -236,10 +237,9 @@ def project_points(
     index = point.new_full(slots, N).scatter_reduce(2, target, torch.where(nearest, point, N), "amin")
     index[..., -1] = N
     covered = index < N
+    weight_sum = coverage = None
     if mode == "zbuffer":
-        weight_sum = z.new_empty(0)
         depth = torch.where(covered, view.z.gather(2, index.clamp(max=N - 1)), 0)
-        coverage = covered.to(z.dtype)
     else:
         w = 1 / z
         if mode == "soft":
@@ -248,10 +248,12 @@ def project_points(
         weight_sum = z.new_zeros(slots).scatter_add(2, target, w)
         total = z.new_zeros(slots).scatter_add(2, target, w * z)
         depth = torch.where(weight_sum > 0, total / weight_sum.where(weight_sum > 0, 1), 0)
-        coverage = weight_sum / (weight_sum + background) if mode == "soft" else covered.to(z.dtype)
+        coverage = weight_sum / (weight_sum + background) if mode == "soft" else None
     index = torch.where(covered, index, -1).int()
 
-    def image(values: Tensor) -> Tensor:
+    def image(values: Tensor | None) -> Tensor:
+        if values is None:
+            return z.new_empty(0)
         return values[..., :-1].reshape(B, V, height, width).contiguous()  # the strides that tracing has been told
 
     pixels = torch.stack([view.column, view.row], dim=-1).int()  # [B, V, N, 2]
@@ -262,7 +264,7 @@ def project_points(
         image(coverage),
         pixels,
         dropped,
-        (weight_sum if mode == "zbuffer" else image(weight_sum)),
+        image(weight_sum),
     )
 
 

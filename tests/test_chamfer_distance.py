@@ -136,7 +136,7 @@ def test_large_clouds_by_boxes_and_brute(monkeypatch, kind):
 
 
 @needs_native
-@pytest.mark.parametrize(("B", "N", "M"), [(40, 64, 64), (40, 512, 90), (2, 513, 513), (1, 250, 263), (1, 5, 4000)])
+@pytest.mark.parametrize(("B", "N", "M"), [(40, 64, 64), (40, 512, 90), (2, 513, 513), (1, 500, 530), (1, 5, 4000)])
 def test_the_size_chooses(num_threads, B, N, M):
     x, y = _pair("lattice", B, N, M)
     for threads in (1, 2):

@@ -85,6 +85,7 @@ void brute(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
 }
 
 constexpr int64_t kProbes = 4, kEnoughToProbe = 64;  // boxes
+constexpr int64_t kWorthThreads = 1 << 14;           // points of a pair that is not left to one thread
 
 template <Isa isa, typename T>
 void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
@@ -108,7 +109,8 @@ void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
     search(y, x, pair.d_yx, pair.index_yx, threads);
     pair.clear();
   };
-  const bool over_pairs = B >= 4 * num_threads;
+  const bool is_small = std::max(pairs.N, pairs.M) < kWorthThreads;
+  const bool over_pairs = B >= num_threads && (is_small || B >= 4 * num_threads);
   parallel_for(over_pairs ? B : 1, grain_for(B, num_threads), num_threads, [=](int64_t begin, int64_t end) {
     BoxedCloud<isa, T> x(pairs.N), y(pairs.M);
     for (int64_t b = begin; b < (over_pairs ? end : B); ++b) run(x, y, b, over_pairs ? 1 : num_threads);
@@ -117,10 +119,10 @@ void by_boxes(const Pairs<isa, T>& pairs, int64_t B, int num_threads) {
 
 // As measured: a lane's share of a vector is cheap, but needs many pairs; sorting both clouds must be paid back.
 ChamferCpuPath path_for(int64_t B, int64_t N, int64_t M, int64_t num_lanes, int num_threads) {
-  constexpr int64_t kTiny = 64, kMostInLanes = 512;  // points
-  constexpr int64_t kFewestInBoxes = 128;            // of N * M / (N + M)
+  constexpr int64_t kTiny = 64, kMostPerLane = 32;  // points
+  constexpr int64_t kFewestInBoxes = 256;           // of N * M / (N + M)
   const int64_t most = std::max(N, M);
-  if (most <= kTiny ? B >= num_lanes / 2 : most <= kMostInLanes && B >= num_lanes * num_threads) {
+  if (most <= kTiny ? B >= num_lanes / 2 : most <= kMostPerLane * num_lanes && B >= num_lanes * num_threads) {
     return ChamferCpuPath::many_pairs;
   }
   return N >= kFewestInBoxes * (N + M) / M ? ChamferCpuPath::boxes : ChamferCpuPath::brute;

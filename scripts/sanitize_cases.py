@@ -77,7 +77,7 @@ def project_points(device: torch.device) -> None:  # noqa: D103
     for mode in ("zbuffer", "soft", "harmonic"):
         for radius in (0, 2):
             drawn = ops.project_points(points, camera, intrinsics, (24, 40), radius, mode)
-            backward(drawn.depth, *(() if drawn.soft_coverage is None else (drawn.soft_coverage,)))
+            backward(drawn.depth, drawn.coverage)
 
 
 def local_aligned_attention(device: torch.device) -> None:  # noqa: D103

@@ -16,14 +16,14 @@ template <Isa isa, typename T, int64_t kWidth>
 void add_soft(const Seen<isa, T>& seen, const int32_t* list, int64_t count, const Canvas<isa, T, kWidth> canvas,
               const T* z_min, Footprints<isa, T, kWidth>& footprints, T* weights, T* sums) {
   using L = Lanes<isa, T>;
-  for (int64_t begin = 0; begin < count; begin += footprints.capacity) {
-    const int64_t size = std::min(footprints.capacity, count - begin);
+  for (int64_t begin = 0; begin < count; begin += footprints.capacity()) {
+    const int64_t size = std::min(footprints.capacity(), count - begin);
     footprints.compute(seen, list + begin, size, canvas, z_min);
     for (int64_t k = 0; k < size; ++k) {
       const int64_t n = list[begin + k];
       const T z = seen.z[n], *wy = footprints.wy(k);
       for (int64_t j = 0; j < canvas.padded(); j += L::kLanes) {
-        const auto wx = L::load(footprints.wx(k) + j) * L::load(footprints.inside.get() + j);
+        const auto wx = L::load(footprints.wx(k) + j) * L::load(footprints.inside() + j);
         canvas.for_each_row(seen.x[n] + j, seen.y[n], [&](int64_t i, int64_t at) {
           const auto w = (wx * wy[i]) * L::load(footprints.nearness(k, i) + j);
           L::store(weights + at, L::load(weights + at) + w);

@@ -19,9 +19,15 @@ using Lanes = Simd<isa, T, (kVectorBytes<isa> < 8 * sizeof(T) ? kVectorBytes<isa
 // Some rows of the frame with a margin of `radius` columns left and right, and spare ones, so that of footprints only
 // the rows are clipped. kWidth is the width of footprints, so that loops over them are unrolled, or 0 for any.
 template <Isa isa, typename T, int64_t kWidth>
-struct Canvas {
+class Canvas {
+  int64_t radius_;
+
+ public:
+  Range rows;
+  int64_t stride;  // of a row
+
   Canvas(const ProjectSpec& spec, const Range& some_rows)
-      : rows(some_rows), radius_(spec.radius), stride(spec.W - 1 + padded()) {}
+      : radius_(spec.radius), rows(some_rows), stride(spec.W - 1 + padded()) {}
 
   int64_t radius() const { return kWidth > 0 ? kWidth / 2 : radius_; }
   int64_t width() const { return 2 * radius() + 1; }                   // a footprint has width x width pixels
@@ -42,14 +48,6 @@ struct Canvas {
       for (int64_t i = first; i < std::min(bottom, width()); ++i, at += stride) body(i, at);
     }
   }
-
-  Range rows;
-
- private:
-  int64_t radius_;
-
- public:
-  int64_t stride;  // of a row
 };
 
 }  // namespace jointmae

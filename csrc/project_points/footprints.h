@@ -22,21 +22,24 @@ class Footprints {
 
  public:
   Footprints(const ProjectSpec& spec, const Canvas canvas)
-      : capacity(std::max<int64_t>(kExponents / (canvas.width() * canvas.width()), 1)),
+      : capacity_(std::max<int64_t>(kExponents / (canvas.width() * canvas.width()), 1)),
         width_(canvas.width()),
         gaussian_scale_(static_cast<T>(-0.5 / (spec.sigma * spec.sigma))),
         per_temperature_(static_cast<T>(1.0 / spec.temperature)),
-        inside(canvas.padded()),
+        inside_(canvas.padded()),
         columns_(canvas.padded()),
-        offsets_(2 * width_ * capacity + canvas.padded()),
-        gaussians_(2 * width_ * capacity + canvas.padded()),
-        nearness_(width_ * width_ * capacity + canvas.padded()) {
+        offsets_(2 * width_ * capacity_ + canvas.padded()),
+        gaussians_(2 * width_ * capacity_ + canvas.padded()),
+        nearness_(width_ * width_ * capacity_ + canvas.padded()) {
     for (int64_t j = 0; j < canvas.padded(); ++j) {
       columns_[j] = static_cast<T>(j);
-      inside[j] = j < width_ ? T(1) : T(0);
+      inside_[j] = j < width_ ? T(1) : T(0);
     }
-    fill<isa>(nearness_.get(), T(0), width_ * width_ * capacity + canvas.padded());  // clipped rows are exponents too
+    fill<isa>(nearness_.get(), T(0), width_ * width_ * capacity_ + canvas.padded());  // clipped rows are exponents too
   }
+
+  int64_t capacity() const { return capacity_; }
+  const T* inside() const { return inside_.get(); }  // [padded], 1 in the columns of a footprint, 0 in spare ones
 
   // Computes the weights of `count` points, at most `capacity`.
   void compute(const Seen<isa, T>& seen, const int32_t* list, int64_t count, const Canvas canvas, const T* z_min) {
@@ -88,18 +91,9 @@ class Footprints {
     }
   }
 
- public:
-  const int64_t capacity;
-
- private:
-  int64_t width_;
+  int64_t capacity_, width_;
   T gaussian_scale_, per_temperature_;
-
- public:
-  Scratch<isa, T> inside;  // [padded], 1 in the columns of a footprint, 0 in spare ones
-
- private:
-  Scratch<isa, T> columns_, offsets_, gaussians_, nearness_;
+  Scratch<isa, T> inside_, columns_, offsets_, gaussians_, nearness_;
 };
 
 }  // namespace jointmae

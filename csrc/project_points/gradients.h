@@ -14,7 +14,7 @@
 namespace jointmae {
 
 // What forward gave for one view, [H, W], and what comes back, null for zeros.
-template <typename T>
+template <Isa isa, typename T>
 struct DrawnView {
   const T *grad_depth, *grad_coverage, *depth, *weight_sum;
   const int32_t* index;
@@ -41,7 +41,7 @@ struct PixelGradients {
 
 // Row y of the canvas.
 template <Isa isa, typename T, int64_t kWidth>
-void pixel_gradients(const DrawnView<T>& view, const Seen<isa, T>& seen, const ProjectSpec& spec,
+void pixel_gradients(const DrawnView<isa, T>& view, const Seen<isa, T>& seen, const ProjectSpec& spec,
                      const Canvas<isa, T, kWidth> canvas, int64_t y, const PixelGradients<isa, T>& out) {
   const bool soft = spec.mode == ProjectMode::soft;
   const T background = static_cast<T>(spec.background);
@@ -97,8 +97,8 @@ void gather_soft(const Seen<isa, T>& seen, const int32_t* list, int64_t count, c
   using L = Lanes<isa, T>;
   const T per_temperature = static_cast<T>(1.0 / spec.temperature);
   const T per_variance = static_cast<T>(1.0 / (spec.sigma * spec.sigma));
-  for (int64_t begin = 0; begin < count; begin += footprints.capacity) {
-    const int64_t size = std::min(footprints.capacity, count - begin);
+  for (int64_t begin = 0; begin < count; begin += footprints.capacity()) {
+    const int64_t size = std::min(footprints.capacity(), count - begin);
     footprints.compute(seen, list + begin, size, canvas, pixel.z_min);
     for (int64_t k = 0; k < size; ++k) {
       const int64_t n = list[begin + k];

@@ -22,7 +22,9 @@
 namespace jointmae {
 
 template <Isa isa>
-inline constexpr int64_t kVectorBytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
+inline constexpr int64_t kVectorBytes = isa == Isa::avx512 ? 64
+                                        : isa == Isa::avx2 ? 32
+                                                           : 16;
 
 // `bytes` may be less than the instruction set has; what asks for intrinsics is for its own width only.
 template <Isa isa, typename T, int64_t bytes = kVectorBytes<isa>>

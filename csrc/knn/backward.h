@@ -9,7 +9,7 @@
 #include "common/parallel.h"
 #include "common/scratch.h"
 
-namespace jointmae {
+namespace jointmae::knn {
 
 template <Isa isa, typename T>
 struct Backward {
@@ -99,4 +99,4 @@ struct Backward {
   }
 };
 
-}  // namespace jointmae
+}  // namespace jointmae::knn

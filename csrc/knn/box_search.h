@@ -14,7 +14,7 @@
 #include "knn/core.h"
 #include "knn/scan.h"
 
-namespace jointmae {
+namespace jointmae::knn {
 
 // Of queries that follow each other along the curve a tile shares its work: the core, boxes that are scanned first and
 // give each query a limit, and the list of all others within reach of the tile, of which a query then scans those
@@ -179,4 +179,4 @@ class BoxedClouds {
   CurveOrder<isa, T> order_;
 };
 
-}  // namespace jointmae
+}  // namespace jointmae::knn

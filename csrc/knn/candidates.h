@@ -9,7 +9,7 @@
 #include "common/scratch.h"
 #include "common/simd.h"
 
-namespace jointmae {
+namespace jointmae::knn {
 
 // How many of values[count] are within the limit. Whole vectors are read; what follows the last value is NaN.
 template <Isa isa, typename T>
@@ -202,4 +202,4 @@ class Candidates {
   Scratch<isa, Key> keys_;
 };
 
-}  // namespace jointmae
+}  // namespace jointmae::knn

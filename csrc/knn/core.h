@@ -12,7 +12,7 @@
 #include "common/simd.h"
 #include "knn/scan.h"
 
-namespace jointmae {
+namespace jointmae::knn {
 
 template <Isa isa, typename T>
 class Core {
@@ -109,4 +109,4 @@ class Core {
   Scratch<isa, T> group_distance_, box_distance_;
 };
 
-}  // namespace jointmae
+}  // namespace jointmae::knn

@@ -8,7 +8,7 @@
 #include "common/isa.h"
 #include "common/simd.h"
 
-namespace jointmae {
+namespace jointmae::knn {
 
 template <Isa isa, typename T, int K>
 class FewNearest {
@@ -75,4 +75,4 @@ class FewNearest {
   IndexVector index_[K];
 };
 
-}  // namespace jointmae
+}  // namespace jointmae::knn

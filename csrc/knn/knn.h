@@ -19,8 +19,8 @@ void knn_cpu(const T* queries,        // [B, M, 3], finite
              int64_t* indices,        // [B, M, k]
              int64_t B, int64_t M, int64_t N, int64_t k, int path, int num_threads);
 
-// The gradient of sum(grad_sq_dists * sq_dists), added up in the order of the queries: the same bits for every number of
-// threads.
+// The gradient of sum(grad_sq_dists * sq_dists), added up in the order of the queries: the same bits for every number
+// of threads.
 template <Isa isa, typename T>
 void knn_backward_cpu(const T* grad_sq_dists,  // [B, M, k]
                       const T* queries,        // [B, M, 3]

@@ -23,7 +23,7 @@ constexpr int64_t kTile = 2048;  // points that lie in the first-level cache, wi
 
 // Tile by tile; those of the first one give a limit.
 template <Isa isa, typename T>
-void search(Scan<isa, T>& scan, const T* query, const PointArrays<isa, T>& points, int64_t N, int64_t first,
+void search(knn::Scan<isa, T>& scan, const T* query, const knn::PointArrays<isa, T>& points, int64_t N, int64_t first,
             T* sq_dists, int64_t* indices) {
   scan.set_query(query);
   T limit = scan.first(points, 0, std::min(first, N));
@@ -55,12 +55,12 @@ void knn_by_scan(const T* queries, const T* points, const int64_t* lengths, T* s
   const int64_t grain = std::max<int64_t>(1, B * M / (8 * num_threads));
   parallel_for(B * M, grain, num_threads, [=](int64_t begin, int64_t end) {
     const int64_t first = std::min(N, std::max(kTile, 2 * k));
-    Scan<isa, T> scan(k, std::max(first, std::min(N, kTile)));
+    knn::Scan<isa, T> scan(k, std::max(first, std::min(N, kTile)));
     for (int64_t q = begin; q < end; ++q) {
       const int64_t b = q / M;
       const Coordinates<isa, T> cloud(clouds + b * size, N);
-      search(scan, queries + q * 3, PointArrays<isa, T>{cloud.x, cloud.y, cloud.z, index}, lengths ? lengths[b] : N,
-             first, sq_dists + q * k, indices + q * k);
+      search(scan, queries + q * 3, knn::PointArrays<isa, T>{cloud.x, cloud.y, cloud.z, index},
+             lengths ? lengths[b] : N, first, sq_dists + q * k, indices + q * k);
     }
   });
 }
@@ -72,7 +72,7 @@ void knn_by_boxes(const T* queries, const T* points, const int64_t* lengths, T* 
   const bool whole_clouds = B >= 2 * num_threads;  // for each thread
   const int64_t grain = whole_clouds ? std::max<int64_t>(1, B / (4 * num_threads)) : B;
   parallel_for(B, grain, num_threads, [=](int64_t begin, int64_t end) {
-    BoxedClouds<isa, T> clouds(M, N, k);
+    knn::BoxedClouds<isa, T> clouds(M, N, k);
     for (int64_t b = begin; b < end; ++b) {
       clouds.search(queries + b * M * 3, points + b * N * 3, lengths ? lengths[b] : N, sq_dists + b * M * k,
                     indices + b * M * k, whole_clouds ? 1 : num_threads);
@@ -90,7 +90,7 @@ void knn_few(const T* queries, const T* points, const int64_t* lengths, T* sq_di
   parallel_for(B * vectors, grain, num_threads, [=](int64_t begin, int64_t end) {
     for (int64_t v = begin; v < end; ++v) {
       const int64_t b = v / vectors, m = v % vectors * kLanes, q = b * M + m;
-      FewNearest<isa, T, K> nearest(queries + q * 3, std::min(kLanes, M - m));
+      knn::FewNearest<isa, T, K> nearest(queries + q * 3, std::min(kLanes, M - m));
       nearest.scan(points + b * N * 3, lengths ? lengths[b] : N);
       nearest.write(sq_dists + q * K, indices + q * K);
     }
@@ -143,7 +143,8 @@ void knn_cpu(const T* queries, const T* points, const int64_t* lengths, T* sq_di
 template <Isa isa, typename T>
 void knn_backward_cpu(const T* grad_sq_dists, const T* queries, const T* points, const int64_t* indices,
                       T* grad_queries, T* grad_points, int64_t B, int64_t M, int64_t N, int64_t k, int num_threads) {
-  Backward<isa, T>{grad_sq_dists, queries, points, indices, grad_queries, grad_points, B, M, N, k}.run(num_threads);
+  knn::Backward<isa, T>{grad_sq_dists, queries, points, indices, grad_queries, grad_points, B, M, N, k}.run(
+      num_threads);
 }
 
 template void knn_cpu<kIsa, float>(const float*, const float*, const int64_t*, float*, int64_t*, int64_t, int64_t,

@@ -12,7 +12,7 @@
 #include "common/simd.h"
 #include "knn/candidates.h"
 
-namespace jointmae {
+namespace jointmae::knn {
 
 // Points as arrays; vectors may begin at any of them. NaN follows the last.
 template <Isa isa, typename T>
@@ -115,4 +115,4 @@ class Scan {
   Scratch<isa, int32_t> hits_;     // vectors of the tile that hold a candidate
 };
 
-}  // namespace jointmae
+}  // namespace jointmae::knn

@@ -61,3 +61,19 @@ def test_no_shared_symbol_in_the_objects_of_a_level():
     weak = re.findall(r"^[0-9a-f]+ [uVvWw] (.*)$", listed, re.MULTILINE)
     assert weak, "an object without a kernel"
     assert [name for name in weak if "Isa" not in name and "DW.ref." not in name] == []
+
+
+def test_what_ops_share_is_in_common():
+    """Two classes of one name in two ops would be one to the linker: each op's own names must be its own."""
+    objects = list(ROOT.glob("build/temp*/**/*_avx512.dir/**/*_cpu.cpp.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("needs nm and a build in place: python setup.py build_ext --inplace")
+    common = "\n".join(path.read_text() for path in ROOT.glob("csrc/common/*.h"))
+    ops_of: dict[str, set[str]] = {}
+    for path in objects:
+        listed = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
+        for name in re.findall(r"^[0-9a-f]+ [uVvWw] .*?jointmae::(\w+)", listed, re.MULTILINE):
+            ops_of.setdefault(name, set()).add(path.parent.name)
+    shared = {name for name, ops in ops_of.items() if len(ops) > 1}
+    assert shared, "every op uses Boxes or Scratch"
+    assert {name: ops_of[name] for name in shared if not re.search(rf"\b{name}\b", common)} == {}

@@ -246,6 +246,21 @@ def test_kernels_of_every_width(d, dtype):
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_round_half_precision(dtype):
+    """All numbers of 16 bits, and means of two of them: each weighs exactly 1 or 1/2. To the nearest, ties to even."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    other = every[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))]
+    v = torch.stack([every, other])[None, None]  # [1, 1, 2, 65536]
+    zeros = torch.zeros_like(v)
+    alone = local_aligned_attention(zeros, zeros, v, torch.full((1, 2), -1, dtype=torch.int32), 1)
+    assert torch.equal(alone.nan_to_num(), v.nan_to_num()) and torch.equal(alone.isnan(), v.isnan())
+    both = local_aligned_attention(zeros, zeros, v, torch.zeros(1, 2, dtype=torch.int32), 0)[0, 0, 0]
+    wanted = ((every.float() + other.float()) * 0.5).to(dtype)
+    assert torch.equal(both.nan_to_num(), wanted.nan_to_num()) and torch.equal(both.isnan(), wanted.isnan())
+
+
+@needs_kernels
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_of_many_tokens(kind):
     """Several blocks of queries, of keys and of what is read of the other modality."""

@@ -54,6 +54,9 @@ struct Simd {
     return vector;
   }
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
+  static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
+
+  // The same bits, or the numbers of an index vector.
   static IndexVector bits_of(Vector vector) {
     IndexVector bits;
     std::memcpy(&bits, &vector, sizeof bits);
@@ -64,7 +67,6 @@ struct Simd {
     std::memcpy(&vector, &bits, sizeof vector);
     return vector;
   }
-  static void store_index(Index* to, IndexVector vector) { std::memcpy(to, &vector, sizeof vector); }
   static Vector of_index(IndexVector index) {
 #if defined(__GNUC__)
     return __builtin_convertvector(index, Vector);
@@ -191,15 +193,6 @@ struct Simd {
     } else {
       return __builtin_popcount(bits);
     }
-  }
-  // Of all lanes, half by half.
-  static T sum(Vector vector) {
-    T lanes[kLanes];
-    store(lanes, vector);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    }
-    return lanes[0];
   }
 
   // Bit `lane` is set where a <= b.

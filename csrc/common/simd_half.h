@@ -91,13 +91,12 @@ inline void store_narrow(float* to, typename Simd<isa, float>::Vector vector) {
 
 template <Isa isa>
 inline typename Simd<isa, float>::Vector load_wide(const BFloat16* from) {
-  using V = Simd<isa, float>;
 #if defined(__GNUC__)
   using Half = typename HalfVectors<isa>::Half;
   using Bits = typename HalfVectors<isa>::Bits;
   Half half;
   std::memcpy(&half, from, sizeof half);
-  return reinterpret_cast<typename V::Vector>(__builtin_convertvector(half, Bits) << 16);
+  return reinterpret_cast<typename Simd<isa, float>::Vector>(__builtin_convertvector(half, Bits) << 16);
 #else
   return widen<isa>(*from);
 #endif

@@ -14,10 +14,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-# As the commands of the package do, before torch starts its threads: on a busy machine torch's own calls take ten times
-# as long where its threads spin between them.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import pytest
 import torch
 

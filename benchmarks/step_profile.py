@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do
 
 import torch
 from torch.autograd.profiler_util import FunctionEvent

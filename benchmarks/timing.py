@@ -116,7 +116,7 @@ class Compare:
 
     def _time(self, calls: Candidates, inputs: Inputs) -> dict[str, list[float]]:
         """Seconds a call: a sample a round; one alone for a candidate whose rounds would use up the time for all."""
-        at_least, at_most, budget = (3, 5, 0.3) if self.quick else (7, 50, 1.0 if self.device.type == "cuda" else 10.0)
+        at_least, at_most, budget = (3, 5, 0.3) if self.quick else (7, 50, 1.0 if self.device.type == "cuda" else 4.0)
         once = {name: self._sample(call, inputs, 0, 1) for name, call in calls.items()}
         slow = {name for name in calls if once[name] * at_least > budget}
         samples: dict[str, list[float]] = {name: [once[name]] if name in slow else [] for name in calls}

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+from jointmae import process
 from jointmae.errors import JointMAEError, UsageError
 
 Config = TypeVar("Config")
@@ -20,9 +21,7 @@ Config = TypeVar("Config")
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command's `main(argv)` and exits with its code; our errors become one short message on stderr."""
-    # Read when torch is loaded. By default its idle threads spin between parallel ops, in the way of our own and of
-    # every other process: with a busy neighbour a training step took 10 times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    process.prepare()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.machine import Work, ceilings, wait
 from benchmarks.peers import Peer
 
-MIN_SAMPLE_S = 0.003  # calls shorter than this are timed several at once
+MIN_SAMPLE_S = 0.02  # calls shorter than this are timed several at once: after another candidate's the cores are cold
 Candidates = dict[str, Callable[..., Any]]
 Inputs = Sequence[tuple[Any, ...]]
 

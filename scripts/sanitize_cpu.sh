@@ -23,9 +23,9 @@ jointmae_native.all_finite(values.data_ptr(), 9, False, 1)" 2> build/sanitizer.l
   exit 1
 fi
 
-ops="farthest_point_sample knn group knn_interpolate chamfer_distance project_points local_aligned_attention"
+ops=(farthest_point_sample knn group knn_interpolate chamfer_distance project_points local_aligned_attention)
+tests=("${ops[@]/#/tests/test_}")
 for isa in $(python -c "from tests.op_cases import isa_levels; print(*isa_levels())"); do
   echo "at $isa"
-  # shellcheck disable=SC2086
-  JOINTMAE_ISA=$isa python -m pytest -q -n 2 $(printf 'tests/test_%s.py ' $ops)
+  JOINTMAE_ISA=$isa python -m pytest -q -n 2 "${tests[@]/%/.py}"
 done

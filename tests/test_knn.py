@@ -109,6 +109,19 @@ def test_ties_go_to_the_lowest_index(device):
     assert not sq_dists.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [200, 1025, 1026, 1031, 1500])
+def test_every_path_with_many_neighbors(cpu_path, k, dtype):
+    for N in (2 * k + 1, 2 * k + 5, 4000):  # more than a first tile of 2k points, or of 2,048
+        points, queries = (
+            clouds("random", 2, N, CPU, dtype),
+            clouds("random", 2, 3, CPU, dtype, seed=1),
+        )
+        lengths = torch.tensor([N, 2 * k + 1])
+        assert equal(ops.knn(queries, points, k), reference.knn(queries, points, k, None))
+        assert equal(ops.knn(queries, points, k, lengths), reference.knn(queries, points, k, lengths))
+
+
 @pytest.mark.parametrize("kind", ["integer", "random"])
 def test_lengths(device, kind):
     points = clouds(kind, 4, 90, device)

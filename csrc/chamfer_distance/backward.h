@@ -33,7 +33,7 @@ void gradient_of_pair(const GradientSide<isa, T>& x, const GradientSide<isa, T>&
   for (int64_t i = 0; i < x.count; ++i) {
     for (int axis = 0; axis < 3; ++axis) {
       const T grad = x.gradient(y.points, i, axis);
-      x.grad[3 * i + axis] = grad;
+      x.grad[3 * i + axis] = T(0) + grad;  // as where it is added to what was cleared: not -0
       y.grad[3 * x.index[i] + axis] -= grad;
     }
   }

@@ -9,7 +9,11 @@ namespace {
 
 Isa best_isa() {
 #if defined(JOINTMAE_X86)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(__clang__) || \
+    __GNUC__ >= 11  // older ones do not know the name; only a virtual machine has one without the other
+  avx2 = avx2 && __builtin_cpu_supports("f16c");
+#endif
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   if (avx2 && avx512) return Isa::avx512;

@@ -68,7 +68,7 @@ void group_cpu(const void* features, const int64_t* indices, void* out, int64_t 
       check_indices<isa>(from, count, N);
       if (row_bytes == 3 * sizeof(float)) {
         gather<isa, 3 * sizeof(float)>(cloud, from, to, count, row_bytes);
-      } else {
+      } else if (row_bytes > 0) {
         gather<isa, 0>(cloud, from, to, count, row_bytes);
       }
     }

@@ -65,7 +65,11 @@ class BoxSearch {
   void search(const T* query, T* sq_dists, int64_t* indices) {
     scan_.set_query(query);
     Limit<isa, T> limit{scan_.first(core_.points(), 0, core_.num_points())};
-    if (scan_.candidates.crowded()) limit = scan_.candidates.shrink(limit.sq_dist);
+    if (scan_.candidates.crowded()) {
+      limit = scan_.candidates.shrink(limit.sq_dist);
+    } else if (limit.sq_dist == std::numeric_limits<T>::infinity()) {  // more groups had minima to give than points
+      limit = scan_.candidates.keep_nearest();
+    }
     if (!(limit.sq_dist <= reach_)) list_within(limit.sq_dist * T(1.5));
     const PointArrays<isa, T> points{boxes_.x, boxes_.y, boxes_.z, boxes_.index};
     for (int64_t i = 0; i < num_listed_; i += S::kLanes) {

@@ -90,6 +90,18 @@ class Candidates {
     return {sq_dist};
   }
 
+  // Drops all but the k nearest, ties by the index; there are at least k.
+  Limit<isa, T> keep_nearest() {
+    fill_keys();
+    std::nth_element(keys_.get(), keys_.get() + (k_ - 1), keys_.get() + num_);
+    num_ = k_;
+    for (int64_t i = 0; i < k_; ++i) {
+      sq_dist_[i] = keys_[i].sq_dist;
+      index_[i] = keys_[i].index;
+    }
+    return {keys_[k_ - 1].sq_dist, keys_[k_ - 1].index};
+  }
+
   // The k nearest, in order; ties by the index. There are at least k.
   void write_nearest(T* sq_dists, int64_t* indices) {
     if (num_ > kRankLimit) {
@@ -125,18 +137,6 @@ class Candidates {
     const int64_t num = num_;
     num_ = 0;
     append_within(sq_dist, 0, num, index_.get(), [this](int64_t i) { return S::load(sq_dist_.get() + i); });
-  }
-
-  // The k nearest, ties by the index, in any order.
-  Limit<isa, T> keep_nearest() {
-    fill_keys();
-    std::nth_element(keys_.get(), keys_.get() + (k_ - 1), keys_.get() + num_);
-    num_ = k_;
-    for (int64_t i = 0; i < k_; ++i) {
-      sq_dist_[i] = keys_[i].sq_dist;
-      index_[i] = keys_[i].index;
-    }
-    return {keys_[k_ - 1].sq_dist, keys_[k_ - 1].index};
   }
 
   // A candidate's place is the number of nearer ones.

@@ -10,7 +10,8 @@ namespace jointmae {
 
 // The k points of cloud b nearest to query m: squared distances (dx*dx + dy*dy) + dz*dz, each operation rounded, and
 // indices; nearest first, ties to the lowest index. Only the first lengths[b] points of cloud b count (all N where
-// lengths is null). T is float or double.
+// lengths is null). `path` is 0 to choose by size, else forced, for tests: 1 all points for each query, 2 boxes, 3 a
+// query a lane (for k up to 4, else as 1). T is float or double.
 template <Isa isa, typename T>
 void knn_cpu(const T* queries,        // [B, M, 3], finite
              const T* points,         // [B, N, 3], finite, N < 2^31

@@ -54,7 +54,8 @@ void knn_by_scan(const T* queries, const T* points, const int64_t* lengths, T* s
   });
   const int64_t grain = std::max<int64_t>(1, B * M / (8 * num_threads));
   parallel_for(B * M, grain, num_threads, [=](int64_t begin, int64_t end) {
-    const int64_t first = std::min(N, std::max(kTile, 2 * k));
+    // Whole vectors, where a second tile follows: it begins where this one has stopped to read.
+    const int64_t first = std::min(N, std::max(kTile, (2 * k + kLanes - 1) / kLanes * kLanes));
     knn::Scan<isa, T> scan(k, std::max(first, std::min(N, kTile)));
     for (int64_t q = begin; q < end; ++q) {
       const int64_t b = q / M;

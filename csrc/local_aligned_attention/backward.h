@@ -51,7 +51,7 @@ class Backward {
     pack();
     for (int64_t m = 0; m < 2; ++m) add_blocks(m, m);  // also the first of every sum
     for (int64_t m = 0; m < 2; ++m) add_others(m);
-    const Range all{0, spec_.L};
+    const KeyRange all{0, spec_.L};
     const float scale = score_scale<isa>(spec_.d) * kLn2;
     unpack_rows<isa, E>(sum_q(), all, spec_.d, scale, dq_, head_);
     unpack_rows<isa, E>(sum_k(), all, spec_.d, kLn2, dk_, head_);  // the queries are scaled
@@ -72,7 +72,7 @@ class Backward {
   float* delta_at(int64_t place) { return rows_.get() + spec_.L + place; }  // with room for a vector
 
   void pack() {
-    const Range all{0, spec_.L};
+    const KeyRange all{0, spec_.L};
     pack_rows<isa, E>(k_, head_, all, spec_.d, 1.0f, keys_.get());
     pack_rows<isa, E>(v_, head_, all, spec_.d, 1.0f, values_.get());
     pack_panels<isa>(keys_.get(), head_.tokens, spec_.d, key_panels_.get());
@@ -106,10 +106,10 @@ class Backward {
 
   // All queries of modality m against all keys of modality n.
   void add_blocks(int64_t m, int64_t n) {
-    const Range queries{0, head_.tokens.modalities[m].count}, keys{0, head_.tokens.modalities[n].count};
+    const KeyRange queries{0, head_.tokens.modalities[m].count}, keys{0, head_.tokens.modalities[n].count};
     const int64_t parts = ceil_div<isa>(queries.end, kBlock);
     for (int64_t k = 0; k < keys.end; k += kBlock) {  // outside, since more matrices have the rows of keys
-      const Range some{k, keys.end - k < kBlock ? keys.end : k + kBlock};
+      const KeyRange some{k, keys.end - k < kBlock ? keys.end : k + kBlock};
       for (int64_t i = 0; i < parts; ++i) {
         add_tile(m, part_of<isa>(queries, i, parts), n, some, false, m != n || k > 0, m != n || i > 0);
       }
@@ -130,10 +130,10 @@ class Backward {
 
   // A few queries at a time: neighbours read the same keys.
   void add_groups(int64_t m) {
-    const Range queries{0, head_.tokens.modalities[m].count};
+    const KeyRange queries{0, head_.tokens.modalities[m].count};
     const int64_t parts = ceil_div<isa>(queries.end, Tile<isa>::kRows);
     for (int64_t i = 0; i < parts; ++i) {
-      const Range some = part_of<isa>(queries, i, parts), keys = read_by_any<isa>(head_.tokens, m, some);
+      const KeyRange some = part_of<isa>(queries, i, parts), keys = read_by_any<isa>(head_.tokens, m, some);
       for (int64_t k = keys.begin; k < keys.end;) {
         const int64_t next = k / kLanes * kLanes + kBlock, end = next < keys.end ? next : keys.end;
         add_tile(m, some, 1 - m, {k, end}, true, true, true);
@@ -147,7 +147,7 @@ class Backward {
     Pair pairs[kLanes];
     int64_t count = 0;
     for (int64_t query = 0; query < own.count; ++query) {
-      const Range keys = read_by<isa>(head_.tokens, m, query);
+      const KeyRange keys = read_by<isa>(head_.tokens, m, query);
       for (int64_t key = keys.begin; key < keys.end; ++key) {
         pairs[count++] = {own.start + query, other.start + key};
         if (count == kLanes) add_some_pairs(pairs, count);
@@ -177,11 +177,12 @@ class Backward {
   }
 
   // `add_q`, `add_kv`: not the first to these sums.
-  void add_tile(int64_t m, const Range& queries, int64_t n, const Range& keys, bool masked, bool add_q, bool add_kv) {
+  void add_tile(int64_t m, const KeyRange& queries, int64_t n, const KeyRange& keys, bool masked, bool add_q,
+                bool add_kv) {
     const Modality& other = head_.tokens.modalities[n];
     const int64_t row = head_.tokens.modalities[m].start + queries.begin, rows = queries.end - queries.begin;
     const int64_t whole = keys.end == other.count && !masked ? in_vectors<isa>(keys.end) : keys.end;
-    const Range vectors = vectors_of<isa>(keys);
+    const KeyRange vectors = vectors_of<isa>(keys);
     score(n, {keys.begin, whole}, queries_.get() + row * width_, rows, key_panels_.get(), weights_.get());
     score(n, {keys.begin, whole}, grads_.get() + row * width_, rows, value_panels_.get(), grad_scores_.get());
     for (int64_t key = whole; key < keys.end; ++key) {
@@ -190,7 +191,7 @@ class Backward {
       score_key(grads_.get() + row * width_, rows, values_.get() + at, grad_scores_.get() + column);
     }
     for (int64_t i = 0; i < rows; ++i) {
-      const Range range = masked ? read_by<isa>(head_.tokens, m, queries.begin + i) : keys;
+      const KeyRange range = masked ? read_by<isa>(head_.tokens, m, queries.begin + i) : keys;
       differentiate(i, row + i, vectors, range, masked);
     }
     add_products(row, rows, other.start + keys.begin, keys.end - keys.begin, keys.begin - vectors.begin * kLanes, add_q,
@@ -198,8 +199,8 @@ class Backward {
   }
 
   // The products of rows of a with the panels of modality n that hold `keys`.
-  void score(int64_t n, const Range& keys, const float* a, int64_t rows, const float* panels, float* to) {
-    const Range vectors = vectors_of<isa>(keys);
+  void score(int64_t n, const KeyRange& keys, const float* a, int64_t rows, const float* panels, float* to) {
+    const KeyRange vectors = vectors_of<isa>(keys);
     multiply<isa>({a, width_, 1}, {panels + panels_begin<isa>(head_.tokens, n, spec_.d), kWidth * spec_.d, kWidth}, to,
                   kBlock, rows, vectors.begin, vectors.end - vectors.begin, spec_.d, false, ahead_);
   }
@@ -214,7 +215,7 @@ class Backward {
   }
 
   // Row i of a tile: scores become weights, gradients of weights those of scores; 0 outside of `range`.
-  void differentiate(int64_t i, int64_t place, const Range& vectors, const Range& range, bool masked) {
+  void differentiate(int64_t i, int64_t place, const KeyRange& vectors, const KeyRange& range, bool masked) {
     const Vector lse = V::broadcast(*lse_at(place)), delta = V::broadcast(*delta_at(place));
     float *weights = weights_.get() + i * kBlock, *grads = grad_scores_.get() + i * kBlock;
     for (int64_t v = vectors.begin; v < vectors.end; ++v, weights += kLanes, grads += kLanes) {

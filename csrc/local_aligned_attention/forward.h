@@ -49,7 +49,7 @@ class Forward {
     pack_rows<isa, E>(v_, head, {0, spec_.L}, spec_.d, 1.0f, values_.get());
     pack_panels<isa>(keys_.get(), head.tokens, spec_.d, panels_.get());
     for (int64_t m = 0; m < 2; ++m) {
-      const Range all{0, head.tokens.modalities[m].count};
+      const KeyRange all{0, head.tokens.modalities[m].count};
       const int64_t blocks = ceil_div<isa>(all.end, limit_);
       for (int64_t i = 0; i < blocks; ++i) attend(m, part_of<isa>(all, i, blocks));
     }
@@ -68,7 +68,7 @@ class Forward {
   }
 
   // `queries` are places of modality m.
-  void attend(int64_t m, const Range& queries) {
+  void attend(int64_t m, const KeyRange& queries) {
     const int64_t start = head_.tokens.modalities[m].start + queries.begin, rows = queries.end - queries.begin;
     const bool few = pairs_of<isa>(head_.tokens, m, queries) <= kFewPairs * rows;
     pack_rows<isa, E>(q_, head_, {start, start + rows}, spec_.d, score_scale<isa>(spec_.d), queries_.get());
@@ -102,10 +102,10 @@ class Forward {
     }
   }
 
-  void score_pairs(int64_t m, const Range& queries) {
+  void score_pairs(int64_t m, const KeyRange& queries) {
     const int64_t own = head_.tokens.modalities[m].count, other = head_.tokens.modalities[1 - m].start;
     for (int64_t row = 0; row < queries.end - queries.begin; ++row) {
-      const Range keys = read_by<isa>(head_.tokens, m, queries.begin + row);
+      const KeyRange keys = read_by<isa>(head_.tokens, m, queries.begin + row);
       const int64_t end = own + keys.end - keys.begin;
       for (; columns_[row] < end; columns_[row] += kLanes) {
         V::store(scores_.get() + row * row_ + columns_[row], V::broadcast(-INFINITY));
@@ -129,10 +129,10 @@ class Forward {
     num_pairs_ = 0;
   }
 
-  void weigh_pairs(int64_t m, const Range& queries) {
+  void weigh_pairs(int64_t m, const KeyRange& queries) {
     const int64_t own = head_.tokens.modalities[m].count, other = head_.tokens.modalities[1 - m].start;
     for (int64_t row = 0; row < queries.end - queries.begin; ++row) {
-      const Range keys = read_by<isa>(head_.tokens, m, queries.begin + row);
+      const KeyRange keys = read_by<isa>(head_.tokens, m, queries.begin + row);
       const float* weights = scores_.get() + row * row_ + own - keys.begin;
       for (int64_t key = keys.begin; key < keys.end; ++key) {
         add_row<isa>(values_.get() + (other + key) * width_, weights[key], width_, sums_.get() + row * width_);
@@ -141,8 +141,8 @@ class Forward {
   }
 
   // The scores of `rows` of the block for the vectors that hold `keys` of modality m, written from column `at` on.
-  void score(int64_t m, const Range& keys, const Range& rows, int64_t at) {
-    const Range vectors = vectors_of<isa>(keys);
+  void score(int64_t m, const KeyRange& keys, const KeyRange& rows, int64_t at) {
+    const KeyRange vectors = vectors_of<isa>(keys);
     const float* panels = panels_.get() + panels_begin<isa>(head_.tokens, m, spec_.d);
     multiply<isa>({queries_.get() + rows.begin * width_, width_, 1}, {panels, kWidth * spec_.d, kWidth},
                   scores_.get() + rows.begin * row_ + at, row_, rows.end - rows.begin, vectors.begin,
@@ -150,23 +150,24 @@ class Forward {
   }
 
   // Part i of the queries, as rows of the block: neighbours, that read the same keys.
-  Range group_of(int64_t m, const Range& queries, int64_t i) const {
-    const Range rows{0, queries.end - queries.begin};
+  KeyRange group_of(int64_t m, const KeyRange& queries, int64_t i) const {
+    const KeyRange rows{0, queries.end - queries.begin};
     return part_of<isa>(rows, i, groups_of(m, queries));
   }
 
-  int64_t groups_of(int64_t m, const Range& queries) const {
+  int64_t groups_of(int64_t m, const KeyRange& queries) const {
     return head_.tokens.modalities[m].reads_all ? 1 : ceil_div<isa>(queries.end - queries.begin, kRows);
   }
 
-  Range others_of(int64_t m, const Range& queries, const Range& rows) const {
+  KeyRange others_of(int64_t m, const KeyRange& queries, const KeyRange& rows) const {
     return read_by_any<isa>(head_.tokens, m, {queries.begin + rows.begin, queries.begin + rows.end});
   }
 
-  void score_groups(int64_t m, const Range& queries) {
+  void score_groups(int64_t m, const KeyRange& queries) {
     const int64_t at = V::round_up(head_.tokens.modalities[m].count);
     for (int64_t i = 0; i < groups_of(m, queries); ++i) {
-      const Range rows = group_of(m, queries, i), keys = others_of(m, queries, rows), vectors = vectors_of<isa>(keys);
+      const KeyRange rows = group_of(m, queries, i), keys = others_of(m, queries, rows),
+                     vectors = vectors_of<isa>(keys);
       if (keys.begin == keys.end) continue;
       score(1 - m, keys, rows, at);
       for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -177,10 +178,10 @@ class Forward {
     }
   }
 
-  void weigh_groups(int64_t m, const Range& queries) {
+  void weigh_groups(int64_t m, const KeyRange& queries) {
     const int64_t at = V::round_up(head_.tokens.modalities[m].count);
     for (int64_t i = 0; i < groups_of(m, queries); ++i) {
-      const Range rows = group_of(m, queries, i), keys = others_of(m, queries, rows);
+      const KeyRange rows = group_of(m, queries, i), keys = others_of(m, queries, rows);
       weigh(1 - m, keys, rows, at + keys.begin % kLanes, true);
     }
   }
@@ -223,7 +224,7 @@ class Forward {
   }
 
   // The sums of the values of `keys` of modality m, weighed by columns `at`.. of `rows`; from none, or added.
-  void weigh(int64_t m, const Range& keys, const Range& rows, int64_t at, bool add) {
+  void weigh(int64_t m, const KeyRange& keys, const KeyRange& rows, int64_t at, bool add) {
     const float* values = values_.get() + (head_.tokens.modalities[m].start + keys.begin) * width_;
     for (int64_t k = 0, count = keys.end - keys.begin; k < count; k += kBlock) {
       multiply<isa>({scores_.get() + rows.begin * row_ + at + k, row_, 1}, {values + k * width_, kWidth, width_},

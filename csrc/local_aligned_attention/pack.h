@@ -64,14 +64,14 @@ E* row_at(const Strided& tensor, const Head& head, int64_t place) {
 
 // to [count, round_up(d)] = the rows at `places`.
 template <Isa isa, typename E>
-void pack_rows(const Strided& tensor, const Head& head, const Range& places, int64_t d, float scale, float* to) {
+void pack_rows(const Strided& tensor, const Head& head, const KeyRange& places, int64_t d, float scale, float* to) {
   for (int64_t place = places.begin; place < places.end; ++place, to += Simd<isa, float>::round_up(d)) {
     pack_row<isa>(row_at<isa, E>(tensor, head, place), d, scale, to);
   }
 }
 
 template <Isa isa, typename E>
-void unpack_rows(const float* from, const Range& places, int64_t d, float scale, const Strided& tensor,
+void unpack_rows(const float* from, const KeyRange& places, int64_t d, float scale, const Strided& tensor,
                  const Head& head) {
   for (int64_t place = places.begin; place < places.end; ++place, from += Simd<isa, float>::round_up(d)) {
     unpack_row<isa>(from, d, scale, row_at<isa, E>(tensor, head, place));

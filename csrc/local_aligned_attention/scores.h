@@ -18,7 +18,7 @@ float score_scale(int64_t d) {
 
 // Which of the keys `from`.. of a vector are outside of `range`.
 template <Isa isa>
-typename Simd<isa, float>::IndexVector outside(int64_t from, const Range& range) {
+typename Simd<isa, float>::IndexVector outside(int64_t from, const KeyRange& range) {
   using V = Simd<isa, float>;
   const auto key = V::ascending() + V::broadcast_index(static_cast<int32_t>(from));
   return (key < V::broadcast_index(static_cast<int32_t>(range.begin))) |
@@ -27,7 +27,7 @@ typename Simd<isa, float>::IndexVector outside(int64_t from, const Range& range)
 
 // Scores of vectors of keys `from`.. that are outside of `range` become -inf.
 template <Isa isa>
-void keep(const Range& range, int64_t from, int64_t vectors, float* scores) {
+void keep(const KeyRange& range, int64_t from, int64_t vectors, float* scores) {
   using V = Simd<isa, float>;
   const auto never = V::broadcast(-INFINITY);
   for (int64_t v = 0; v < vectors; ++v, scores += V::kLanes) {
@@ -51,7 +51,7 @@ int64_t in_vectors(int64_t count) {
 
 // The vectors that hold keys of a range.
 template <Isa isa>
-Range vectors_of(const Range& keys) {
+KeyRange vectors_of(const KeyRange& keys) {
   constexpr int64_t kLanes = Simd<isa, float>::kLanes;
   return {keys.begin / kLanes, ceil_div<isa>(keys.end, kLanes)};
 }

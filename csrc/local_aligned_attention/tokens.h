@@ -9,7 +9,7 @@
 
 namespace jointmae {
 
-struct Range {
+struct KeyRange {
   int64_t begin, end;
 };
 
@@ -20,7 +20,7 @@ int64_t ceil_div(int64_t a, int64_t b) {
 
 // Part i of `range` cut evenly into `parts`.
 template <Isa isa>
-Range part_of(const Range& range, int64_t i, int64_t parts) {
+KeyRange part_of(const KeyRange& range, int64_t i, int64_t parts) {
   const int64_t count = range.end - range.begin;
   return {range.begin + i * count / parts, range.begin + (i + 1) * count / parts};
 }
@@ -57,7 +57,7 @@ int64_t token_at(const Tokens& tokens, int64_t place) {
 
 // The places of the other modality that the token at a place of modality m reads.
 template <Isa isa>
-Range read_by(const Tokens& tokens, int64_t m, int64_t place) {
+KeyRange read_by(const Tokens& tokens, int64_t m, int64_t place) {
   const Modality &own = tokens.modalities[m], &other = tokens.modalities[1 - m];
   if (own.reads_all) return {0, other.count};
   const int32_t* first = tokens.order + tokens.L + own.start + place;
@@ -66,10 +66,10 @@ Range read_by(const Tokens& tokens, int64_t m, int64_t place) {
 
 // The smallest range that holds those of all `rows`.
 template <Isa isa>
-Range read_by_any(const Tokens& tokens, int64_t m, const Range& rows) {
-  Range all{0, 0};
+KeyRange read_by_any(const Tokens& tokens, int64_t m, const KeyRange& rows) {
+  KeyRange all{0, 0};
   for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const Range range = read_by<isa>(tokens, m, row);
+    const KeyRange range = read_by<isa>(tokens, m, row);
     if (range.begin >= range.end) continue;
     const bool first = all.begin == all.end;
     all.begin = first || range.begin < all.begin ? range.begin : all.begin;
@@ -81,10 +81,10 @@ Range read_by_any(const Tokens& tokens, int64_t m, const Range& rows) {
 
 // How many keys of the other modality the queries `rows` of modality m read, all together.
 template <Isa isa>
-int64_t pairs_of(const Tokens& tokens, int64_t m, const Range& rows) {
+int64_t pairs_of(const Tokens& tokens, int64_t m, const KeyRange& rows) {
   int64_t pairs = 0;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const Range range = read_by<isa>(tokens, m, row);
+    const KeyRange range = read_by<isa>(tokens, m, row);
     pairs += range.end - range.begin;
   }
   return pairs;

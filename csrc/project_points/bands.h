@@ -36,15 +36,15 @@ class Bands {
       : radius_(spec.radius),
         height_(std::max(height, 2 * spec.radius + 1)),
         band_of_row_(spec.H),
-        ends_((spec.H + height_ - 1) / height_ + 1),
-        list_(2 * spec.N) {}
+        list_(2 * spec.N),
+        ends_((spec.H + height_ - 1) / height_ + 1) {}
 
   // Sorts the points of a view into the bands of `rows`; returns how many were dropped.
   template <typename T>
   int64_t sort(const Seen<isa, T>& seen, int64_t N, const Range& rows) {
     rows_ = rows;
     for (int64_t y = rows.first; y < rows.last; ++y) band_of_row_[y] = static_cast<int32_t>((y - rows.first) / height_);
-    fill<isa>(ends_.get(), int32_t{0}, count() + 1);
+    fill<isa>(ends_.get(), int64_t{0}, count() + 1);
     int64_t dropped = 0;
     for (int64_t n = 0; n < N; ++n) {
       dropped += seen.y[n] < 0;
@@ -80,7 +80,8 @@ class Bands {
 
   int64_t radius_, height_;
   Range rows_{0, 0};
-  Scratch<isa, int32_t> band_of_row_, ends_, list_;
+  Scratch<isa, int32_t> band_of_row_, list_;
+  Scratch<isa, int64_t> ends_;  // in the list, which may hold a point twice
 };
 
 }  // namespace jointmae

@@ -4,10 +4,11 @@
 
 #include <string>
 
+#include "all_finite/all_finite.h"
 #include "chamfer_distance/chamfer_distance.h"
 #include "common/device.h"
-#include "common/finite.h"
 #include "common/isa.h"
+#include "common/kept_block.h"
 #include "common/simd_half.h"
 #include "farthest_point_sample/farthest_point_sample.h"
 #include "group/group.h"
@@ -64,11 +65,22 @@ PYBIND11_MODULE(jointmae_native, m) {
   m.def(
       "all_finite",
       [](Address values, int64_t count, bool float64, int num_threads) {
-        return float64 ? jointmae::all_finite(pointer<const double>(values), count, num_threads)
-                       : jointmae::all_finite(pointer<const float>(values), count, num_threads);
+        bool finite = false;
+        dispatch_cpu(float64, [&](auto level, auto scalar) {
+          using T = decltype(scalar);
+          finite = jointmae::all_finite_cpu<decltype(level)::value>(pointer<const T>(values), count, num_threads);
+        });
+        return finite;
       },
       py::arg("values"), py::arg("count"), py::arg("float64"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
+
+  py::class_<jointmae::KeptBlock>(m, "KeptBlock", py::buffer_protocol())
+      .def(py::init<int64_t>(), py::arg("num_bytes"))
+      .def_buffer(
+          [](jointmae::KeptBlock& it) { return py::buffer_info(static_cast<uint8_t*>(it.data()), it.num_bytes()); });
+  m.attr("KEPT_BYTES") = jointmae::kKeptBytes;
+  m.def("kept_bytes", &jointmae::kept_bytes);
 
   m.def(
       "farthest_point_sample_cpu",
@@ -190,13 +202,15 @@ PYBIND11_MODULE(jointmae_native, m) {
       [](Address points, Address world_to_cam, Address intrinsics, Address depth, Address index, Address coverage,
          Address pixels, Address dropped, Address weight_sum, const jointmae::ProjectSpec& spec, bool float64,
          int num_threads) {
+        bool sound = false;
         dispatch_cpu(float64, [&](auto level, auto scalar) {
           using T = decltype(scalar);
-          jointmae::project_points_cpu<decltype(level)::value, T>(
+          sound = jointmae::project_points_cpu<decltype(level)::value, T>(
               pointer<const T>(points), pointer<const T>(world_to_cam), pointer<const T>(intrinsics), pointer<T>(depth),
               pointer<int32_t>(index), pointer<T>(coverage), pointer<int32_t>(pixels), pointer<int64_t>(dropped),
               pointer<T>(weight_sum), spec, num_threads);
         });
+        return sound;
       },
       py::arg("points"), py::arg("world_to_cam"), py::arg("intrinsics"), py::arg("depth"), py::arg("index"),
       py::arg("coverage"), py::arg("pixels"), py::arg("dropped"), py::arg("weight_sum"), py::arg("spec"),

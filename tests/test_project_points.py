@@ -393,6 +393,24 @@ def test_not_finite(value):
             project_points(**inputs, image_size=size)
 
 
+def test_skewed_camera():
+    points, world_to_cam, intrinsics, size = scene(2, 9, 2, 8, 8, torch.device("cpu"))
+    intrinsics = intrinsics.clone()
+    intrinsics[..., 0, 1] = 0.5
+    with pytest.raises(ValueError, match="intrinsics must have no skew"):
+        project_points(points, world_to_cam, intrinsics, image_size=size)
+
+
+def test_coordinates_that_overflow_in_the_camera():
+    """The points are finite: no error, but such a point is dropped."""
+    points, world_to_cam, intrinsics, size = scene(2, 9, 2, 8, 8, torch.device("cpu"))
+    points = points.clone()
+    points[1, 3] = 3e38
+    world_to_cam = world_to_cam * 10
+    drawn = project_points(points, world_to_cam, intrinsics, image_size=size)
+    assert (drawn.pixels[1, :, 3] == -1).all() and torch.isfinite(drawn.depth).all()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

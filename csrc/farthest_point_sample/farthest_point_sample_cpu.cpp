@@ -12,7 +12,7 @@ namespace {
 // at 800 points.
 constexpr int64_t kBuildInSteps = 64, kBoxedStepInPoints = 800;
 constexpr int64_t kInTurn = 2;
-constexpr int64_t kRangesPerThread = 4;  // a range of clouds takes its memory once
+constexpr int64_t kRangesPerThread = 8;  // a range of clouds takes its memory once
 
 template <Isa isa, typename T>
 struct Clouds {

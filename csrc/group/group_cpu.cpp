@@ -5,7 +5,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "group/group.h"
 
@@ -56,7 +55,6 @@ void scatter_add(const T* __restrict__ grad, const int64_t* __restrict__ indices
 template <Isa isa>
 void group_cpu(const void* features, const int64_t* indices, void* out, int64_t B, int64_t N, int64_t R,
                int64_t row_bytes, int num_threads) {
-  ask_for_huge_pages(out, B * R * row_bytes);
   const int64_t chunks = (R + kRows - 1) / kRows;  // per cloud
   const int64_t grain = std::max<int64_t>(1, B * chunks / (8 * num_threads));
   parallel_for(B * chunks, grain, num_threads, [=](int64_t begin, int64_t end) {
@@ -79,7 +77,6 @@ template <Isa isa, typename T>
 void group_backward_cpu(const T* grad, const int64_t* indices, T* grad_features, int64_t B, int64_t N, int64_t R,
                         int64_t C, int num_threads) {
   if (B == 0) return;
-  ask_for_huge_pages(grad_features, B * N * C * static_cast<int64_t>(sizeof(T)));
   const int64_t num_ranges = std::clamp<int64_t>(num_threads / B, 1, std::max<int64_t>(C, 1));
   parallel_for(B * num_ranges, 1, num_threads, [=](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {

@@ -29,10 +29,14 @@ inline constexpr double kNearestDepth = 1e-6;
 //             pixel's centre to (u, v); coverage = sum w / (sum w + background)
 //   harmonic  count / sum w_i,  w_i = 1 / z_i
 // and 0 where no point covers it. Sums run in the order of the points. T is float or double.
+//
+// Returns true if the input is finite and no camera has skew. It returns false if a camera does not, and then draws
+// nothing, and if a point is not finite to a camera: because it is not, or because its coordinates there overflow. Such
+// a point is dropped.
 template <Isa isa, typename T>
-void project_points_cpu(const T* points,        // [B, N, 3], finite
-                        const T* world_to_cam,  // [B, V, 3, 4], finite
-                        const T* intrinsics,    // [B, V, 3, 3], finite
+bool project_points_cpu(const T* points,        // [B, N, 3]
+                        const T* world_to_cam,  // [B, V, 3, 4]
+                        const T* intrinsics,    // [B, V, 3, 3]
                         T* depth,               // [B, V, H, W]
                         int32_t* index,         // [B, V, H, W], -1 where empty
                         T* coverage,            // [B, V, H, W], written in soft mode only

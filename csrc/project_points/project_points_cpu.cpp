@@ -2,8 +2,8 @@
 // rows are shared out. No result depends on that, nor on the width of vectors: nothing is contracted, and all sums run
 // in a fixed order.
 #include <algorithm>
+#include <atomic>
 
-#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "project_points/differentiator.h"
@@ -161,24 +161,24 @@ void add_views(const T* __restrict__ grad_views, T* __restrict__ grad, int64_t V
 }  // namespace
 
 template <Isa isa, typename T>
-void project_points_cpu(const T* points, const T* world_to_cam, const T* intrinsics, T* depth, int32_t* index,
+bool project_points_cpu(const T* points, const T* world_to_cam, const T* intrinsics, T* depth, int32_t* index,
                         T* coverage, int32_t* pixels, int64_t* dropped, T* weight_sum, const ProjectSpec& spec,
                         int num_threads) {
-  const Scene<isa, T> scene{points, world_to_cam, intrinsics, spec};
+  std::atomic<int> far_out{0};
+  const Scene<isa, T> scene{points, world_to_cam, intrinsics, spec, &far_out};
+  if (!scene.cameras_are_sound()) return false;
   const Image<isa, T> outputs{depth,
                               index,
                               spec.mode == ProjectMode::soft ? coverage : nullptr,
                               spec.mode == ProjectMode::zbuffer ? nullptr : weight_sum,
                               pixels,
                               dropped};
-  const int64_t num_pixels = spec.B * spec.V * spec.H * spec.W,
-                num_bytes = num_pixels * static_cast<int64_t>(sizeof(T));
-  ask_for_huge_pages(outputs.depth, num_bytes);
-  ask_for_huge_pages(outputs.index, num_pixels * static_cast<int64_t>(sizeof(int32_t)));
-  ask_for_huge_pages(outputs.coverage, num_bytes);
-  ask_for_huge_pages(outputs.weight_sum, num_bytes);
-  if (scene.single_pixels()) return draw_single_pixels<isa>(scene, outputs, num_threads);
-  with_width<isa>(spec.radius, [&](auto width) { draw<isa, decltype(width)::value>(scene, outputs, num_threads); });
+  if (scene.single_pixels()) {
+    draw_single_pixels<isa>(scene, outputs, num_threads);
+  } else {
+    with_width<isa>(spec.radius, [&](auto width) { draw<isa, decltype(width)::value>(scene, outputs, num_threads); });
+  }
+  return far_out == 0;
 }
 
 template <Isa isa, typename T>
@@ -197,9 +197,9 @@ void project_points_backward_cpu(const T* grad_depth, const T* grad_coverage, co
   });
 }
 
-template void project_points_cpu<kIsa, float>(const float*, const float*, const float*, float*, int32_t*, float*,
+template bool project_points_cpu<kIsa, float>(const float*, const float*, const float*, float*, int32_t*, float*,
                                               int32_t*, int64_t*, float*, const ProjectSpec&, int);
-template void project_points_cpu<kIsa, double>(const double*, const double*, const double*, double*, int32_t*, double*,
+template bool project_points_cpu<kIsa, double>(const double*, const double*, const double*, double*, int32_t*, double*,
                                                int32_t*, int64_t*, double*, const ProjectSpec&, int);
 template void project_points_backward_cpu<kIsa, float>(const float*, const float*, const float*, const float*,
                                                        const float*, const float*, const int32_t*, const float*, float*,

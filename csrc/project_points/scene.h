@@ -1,6 +1,8 @@
 // The arguments of project_points.h, by view.
 #pragma once
 
+#include <atomic>
+#include <cmath>
 #include <cstdint>
 
 #include "common/isa.h"
@@ -15,12 +17,22 @@ struct Scene {
   const T* world_to_cam;  // [B, V, 3, 4]
   const T* intrinsics;    // [B, V, 3, 3]
   ProjectSpec spec;
+  std::atomic<int>* far_out = nullptr;  // set where a point is not finite to its camera
 
   const T* cloud(int64_t view) const { return points + view / spec.V * spec.N * 3; }
   const T* m(int64_t view) const { return world_to_cam + view * 12; }
   const T* k(int64_t view) const { return intrinsics + view * 9; }
   Range all_points() const { return {0, spec.N}; }
   Range all_rows() const { return {0, spec.H}; }
+  // Whether all cameras are finite and without skew.
+  bool cameras_are_sound() const {
+    const int64_t num_views = spec.B * spec.V;
+    bool sound = true;
+    for (int64_t i = 0; i < num_views * 12; ++i) sound &= std::isfinite(world_to_cam[i]);
+    for (int64_t i = 0; i < num_views * 9; ++i) sound &= std::isfinite(intrinsics[i]);
+    for (int64_t b = 0; b < num_views; ++b) sound &= k(b)[1] == 0;
+    return sound;
+  }
   bool single_pixels() const { return spec.radius == 0 && spec.mode == ProjectMode::zbuffer; }
 };
 
@@ -48,7 +60,9 @@ template <Isa isa, typename T>
 void project_range(const Scene<isa, T>& scene, int64_t view, const Range& points, const Seen<isa, T>& seen,
                    int32_t* pixels) {
   const int64_t count = points.last - points.first;
-  project(scene.cloud(view) + 3 * points.first, scene.m(view), scene.k(view), scene.spec, count, seen);
+  const bool finite =
+      project(scene.cloud(view) + 3 * points.first, scene.m(view), scene.k(view), scene.spec, count, seen);
+  if (!finite && scene.far_out) *scene.far_out = 1;
   if (pixels) write_pixels(seen, count, pixels + 2 * points.first);
 }
 

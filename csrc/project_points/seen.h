@@ -35,16 +35,18 @@ struct SeenMemory {
   Seen<isa, T> seen;
 };
 
-// Projects points [count, 3] through the camera m [3, 4], k [3, 3].
+// Projects points [count, 3] through the camera m [3, 4], k [3, 3]; returns false if a point is not finite to the
+// camera.
 template <Isa isa, typename T>
-void project(const T* __restrict__ points, const T* __restrict__ m, const T* __restrict__ k, const ProjectSpec& spec,
+bool project(const T* __restrict__ points, const T* __restrict__ m, const T* __restrict__ k, const ProjectSpec& spec,
              int64_t count, const Seen<isa, T>& out) {
   const T fx = k[0], cx = k[2], fy = k[4], cy = k[5];
   const T W = static_cast<T>(spec.W), H = static_cast<T>(spec.H);
   constexpr T kNear = static_cast<T>(kNearestDepth), kFar = std::numeric_limits<T>::max();
   T* __restrict__ u = out.u, * __restrict__ v = out.v, * __restrict__ z = out.z;
   int32_t* __restrict__ x = out.x, * __restrict__ y = out.y;
-#pragma omp simd
+  int far_out = 0;
+#pragma omp simd reduction(| : far_out)
   for (int64_t n = 0; n < count; ++n) {
     const T x0 = points[3 * n], y0 = points[3 * n + 1], z0 = points[3 * n + 2];
     const T xc = ((m[0] * x0 + m[1] * y0) + m[2] * z0) + m[3];
@@ -59,7 +61,9 @@ void project(const T* __restrict__ points, const T* __restrict__ m, const T* __r
     z[n] = zc;
     x[n] = static_cast<int32_t>(kept ? column : T(-1));
     y[n] = static_cast<int32_t>(kept ? row : T(-1));
+    far_out |= (std::fabs(xc) + std::fabs(yc)) + std::fabs(zc) <= kFar ? 0 : 1;
   }
+  return far_out == 0;
 }
 
 // pixels [count, 2]

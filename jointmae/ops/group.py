@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jointmae.ops import native, reference
 from jointmae.ops.checks import require_floating, require_same, require_tensor, shape_of, values_are_checked
-from jointmae.ops.native import address, kernels
+from jointmae.ops.native import NewEmpty, address, kernels
 from jointmae.ops.registry import define
 
 _OP = "group"
@@ -54,7 +54,7 @@ def _reference(features: Tensor, indices: Tensor) -> Tensor:
 def _cpu(features: Tensor, indices: Tensor) -> Tensor:
     features, indices = features.contiguous(), indices.contiguous()
     B, N, C = features.shape
-    out = _fake(features, indices)
+    out = _fake(features, indices, native.new_empty)
     assert kernels is not None
     kernels.group_cpu(  # looks at the indices
         address(features),
@@ -88,8 +88,8 @@ def _cuda(features: Tensor, indices: Tensor) -> Tensor:
     return out
 
 
-def _fake(features: Tensor, indices: Tensor) -> Tensor:
-    return features.new_empty(*indices.shape, features.shape[2])
+def _fake(features: Tensor, indices: Tensor, new_empty: NewEmpty = Tensor.new_empty) -> Tensor:
+    return new_empty(features, *indices.shape, features.shape[2])
 
 
 def _backward_reference(grad: Tensor, indices: Tensor, N: int) -> Tensor:
@@ -100,7 +100,7 @@ def _backward_reference(grad: Tensor, indices: Tensor, N: int) -> Tensor:
 def _backward_cpu(grad: Tensor, indices: Tensor, N: int) -> Tensor:
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     indices = indices.contiguous()
-    grad_features = torch.empty(grad.shape[0], N, grad.shape[3], dtype=dtype)
+    grad_features = native.new_empty(grad, grad.shape[0], N, grad.shape[3], dtype=dtype)
     grad_in_dtype = grad.to(dtype).contiguous()
     assert kernels is not None
     kernels.group_backward_cpu(

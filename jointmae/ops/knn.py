@@ -17,7 +17,7 @@ from jointmae.ops.checks import (
     require_points,
     require_same,
 )
-from jointmae.ops.native import address, kernels
+from jointmae.ops.native import NewEmpty, address, kernels
 from jointmae.ops.registry import define
 
 _OP = "knn"
@@ -61,7 +61,7 @@ def _cpu(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tup
     queries, points = queries.contiguous(), points.contiguous()
     lengths = None if lengths is None else lengths.contiguous()
     B, M, _ = queries.shape
-    sq_dists, indices = _fake(queries, points, k, lengths)
+    sq_dists, indices = _fake(queries, points, k, lengths, native.new_empty)
     assert kernels is not None
     kernels.knn_cpu(
         address(queries),
@@ -108,9 +108,11 @@ def _cuda(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tu
     return sq_dists, indices
 
 
-def _fake(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fake(
+    queries: Tensor, points: Tensor, k: int, lengths: Tensor | None, new_empty: NewEmpty = Tensor.new_empty
+) -> tuple[Tensor, Tensor]:
     shape = (*queries.shape[:2], k)
-    return queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
+    return new_empty(queries, *shape), new_empty(queries, *shape, dtype=torch.int64)
 
 
 def _backward_cpu(grad_sq_dists: Tensor, queries: Tensor, points: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jointmae.ops import reference
+from jointmae.ops import native, reference
 from jointmae.ops.checks import shape_of
 from jointmae.ops.native import NativeKernelsWarning, address, kernels
 from jointmae.ops.registry import library
@@ -236,7 +236,7 @@ def _forward_cpu(
     if order is None and not (global_2d and global_3d):
         order = _order(cell, num_3d)
     q, k, v = _rows(q), _rows(k), _rows(v)
-    out, lse = _forward_fake(q)
+    out, lse = _outputs(q, native.new_empty)
     if q.numel() > 0:
         kernels.local_aligned_attention_cpu(
             _strided(q),
@@ -253,8 +253,12 @@ def _forward_cpu(
 
 
 def _forward_fake(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(q, Tensor.new_empty)
+
+
+def _outputs(q: Tensor, new_empty: NewEmpty) -> tuple[Tensor, Tensor]:
     B, h, L, d = q.shape
-    return q.new_empty(B, L, h, d).transpose(1, 2), q.new_empty(B, h, L, dtype=torch.float32)
+    return new_empty(q, B, L, h, d).transpose(1, 2), q.new_empty(B, h, L, dtype=torch.float32)
 
 
 def _backward_cuda(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,7 +283,7 @@ def _backward_cpu(
     if order is None and not (global_2d and global_3d):
         order = _order(cell, num_3d)
     grad, q, k, v, out = (_rows(tensor) for tensor in (grad, q, k, v, out))
-    grads = _backward_fake(grad)
+    grads = _gradients(grad, native.new_empty)
     if q.numel() > 0:
         kernels.local_aligned_attention_backward_cpu(
             _strided(grad),
@@ -298,8 +302,12 @@ def _backward_cpu(
 
 
 def _backward_fake(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(grad, Tensor.new_empty)
+
+
+def _gradients(grad: Tensor, new_empty: NewEmpty) -> tuple[Tensor, Tensor, Tensor]:
     B, h, L, d = grad.shape
-    dq, dk, dv = (grad.new_empty(B, L, h, d).transpose(1, 2) for _ in range(3))
+    dq, dk, dv = (new_empty(grad, B, L, h, d).transpose(1, 2) for _ in range(3))
     return dq, dk, dv
 
 

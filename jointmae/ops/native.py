@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -75,6 +77,26 @@ def address(tensor: Tensor | None) -> int:
         return 0
     assert tensor.is_contiguous(), "kernels take contiguous tensors"
     return tensor.data_ptr()
+
+
+_KEPT_FROM = 1 << 20  # bytes; below, the C library's own memory is warm
+
+
+NewEmpty = Callable[..., Tensor]  # Tensor.new_empty, or what stands for it
+
+
+def new_empty(beside: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised result of a CPU kernel: `Tensor.new_empty`, but the memory of large ones is used again.
+
+    csrc/common/kept_block.h tells why.
+    """
+    dtype = dtype or beside.dtype
+    num_values = math.prod(shape)
+    num_bytes = num_values * dtype.itemsize
+    if num_bytes < _KEPT_FROM:
+        return beside.new_empty(shape, dtype=dtype)
+    assert kernels is not None
+    return torch.frombuffer(kernels.KeptBlock(num_bytes), dtype=dtype, count=num_values).view(shape)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from jointmae.ops.checks import (
     shape_of,
     values_are_checked,
 )
-from jointmae.ops.native import address, kernels
+from jointmae.ops.native import NewEmpty, address, kernels
 from jointmae.ops.registry import define
 
 _OP = "project_points"
@@ -147,7 +147,14 @@ def _spec(points: Tensor, world_to_cam: Tensor, height: int, width: int, radius:
     return kernels.ProjectSpec(B, world_to_cam.shape[1], N, height, width, radius, _MODES.index(mode), *soft)
 
 
-def _allocate(points: Tensor, world_to_cam: Tensor, height: int, width: int, mode: str) -> tuple[Tensor, ...]:
+def _allocate(
+    points: Tensor,
+    world_to_cam: Tensor,
+    height: int,
+    width: int,
+    mode: str,
+    new_empty: NewEmpty = Tensor.new_empty,
+) -> tuple[Tensor, ...]:
     """Uninitialised outputs; coverage is empty but in the mode soft.
 
     The last is the sum of weights that the backward of the modes soft and harmonic reads; it is empty in zbuffer.
@@ -156,12 +163,12 @@ def _allocate(points: Tensor, world_to_cam: Tensor, height: int, width: int, mod
     V = world_to_cam.shape[1]
     image = (B, V, height, width)
     return (
-        points.new_empty(image),
-        points.new_empty(image, dtype=torch.int32),
-        points.new_empty(image if mode == "soft" else 0),
-        points.new_empty(B, V, N, 2, dtype=torch.int32),
-        points.new_empty(B, V, dtype=torch.int64),
-        points.new_empty(0 if mode == "zbuffer" else image),
+        new_empty(points, *image),
+        new_empty(points, *image, dtype=torch.int32),
+        new_empty(points, *(image if mode == "soft" else (0,))),
+        new_empty(points, B, V, N, 2, dtype=torch.int32),
+        new_empty(points, B, V, dtype=torch.int64),
+        new_empty(points, *((0,) if mode == "zbuffer" else image)),
     )
 
 
@@ -183,10 +190,9 @@ def _cpu(
     background: float,
 ) -> tuple[Tensor, ...]:
     points, world_to_cam, intrinsics = points.contiguous(), world_to_cam.contiguous(), intrinsics.contiguous()
-    _check_values(points, world_to_cam, intrinsics)
-    outputs = _allocate(points, world_to_cam, height, width, mode)
+    outputs = _allocate(points, world_to_cam, height, width, mode, native.new_empty)
     assert kernels is not None
-    kernels.project_points_cpu(
+    sound = kernels.project_points_cpu(
         address(points),
         address(world_to_cam),
         address(intrinsics),
@@ -195,6 +201,8 @@ def _cpu(
         points.dtype == torch.float64,
         torch.get_num_threads(),
     )
+    if not sound:  # or a coordinate in a camera's system overflows, and the point is dropped
+        _check_values(points, world_to_cam, intrinsics)
     return outputs
 
 

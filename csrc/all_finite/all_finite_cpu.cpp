@@ -1,0 +1,48 @@
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "all_finite/all_finite.h"
+#include "common/parallel.h"
+#include "common/scratch.h"
+
+namespace jointmae {
+namespace {
+
+// Integers, so that the compiler's vectors need no permission to reorder.
+template <Isa isa, typename T>
+int all_finite(const T* values, int64_t count) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  constexpr Bits kExponent = sizeof(T) == 4 ? static_cast<Bits>(0xFFu) << 23 : static_cast<Bits>(0x7FFu) << 52;
+  Bits found = 0;
+#pragma omp simd reduction(| : found)
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    found |= (bits & kExponent) == kExponent ? 1 : 0;
+  }
+  return found == 0;
+}
+
+}  // namespace
+
+template <Isa isa, typename T>
+bool all_finite_cpu(const T* values, int64_t count, int num_threads) {
+  constexpr int64_t kGrain = 1 << 18;  // fewer values are not worth a second thread
+  const int64_t num_ranges = (count + kGrain - 1) / kGrain;
+  Scratch<isa, int> finite(num_ranges);
+  parallel_for(num_ranges, 1, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t range = begin; range < end; ++range) {
+      const int64_t first = range * kGrain;
+      finite[range] = all_finite<isa>(values + first, std::min(kGrain, count - first));
+    }
+  });
+  int all = 1;
+  for (int64_t range = 0; range < num_ranges; ++range) all &= finite[range];
+  return all == 1;
+}
+
+template bool all_finite_cpu<kIsa, float>(const float*, int64_t, int);
+template bool all_finite_cpu<kIsa, double>(const double*, int64_t, int);
+
+}  // namespace jointmae

@@ -29,6 +29,14 @@ def test_shape_dtype_and_no_overlap():
     assert (a == 1).all() and (b == -1).all()
 
 
+def test_results_may_be_changed_in_place():
+    features, indices = torch.randn(2, 512, 48, requires_grad=True), torch.randint(512, (2, 256, 16))
+    groups = ops.group(features, indices)
+    assert groups.nbytes > MB and not groups._is_view()
+    groups.add_(1).sum().backward()
+    assert features.grad is not None
+
+
 @pytest.mark.parametrize("shape", [(0,), (4, 0, 3), ()])
 def test_nothing_and_little(shape):
     assert native.new_empty(torch.empty(0), *shape).shape == shape

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jointmae.ops import native, reference
 from jointmae.ops.checks import shape_of
-from jointmae.ops.native import NativeKernelsWarning, address, kernels
+from jointmae.ops.native import NativeKernelsWarning, NewEmpty, address, kernels
 from jointmae.ops.registry import library
 
 _OP = "local_aligned_attention"

@@ -96,7 +96,8 @@ def new_empty(beside: Tensor, *shape: int, dtype: torch.dtype | None = None) -> 
     if num_bytes < _KEPT_FROM:
         return beside.new_empty(shape, dtype=dtype)
     assert kernels is not None
-    return torch.frombuffer(kernels.KeptBlock(num_bytes), dtype=dtype, count=num_values).view(shape)
+    flat = torch.frombuffer(kernels.KeptBlock(num_bytes), dtype=dtype, count=num_values)
+    return flat.resize_(shape)  # not a view of it: autograd forbids changing those in place
 
 
 @functools.cache

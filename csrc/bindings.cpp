@@ -3,12 +3,14 @@
 #include "bindings.h"
 
 #include <string>
+#include <vector>
 
 #include "all_finite/all_finite.h"
 #include "chamfer_distance/chamfer_distance.h"
 #include "common/device.h"
 #include "common/isa.h"
-#include "common/kept_block.h"
+#include "common/kept_memory.h"
+#include "common/kept_tensor.h"
 #include "common/simd_half.h"
 #include "farthest_point_sample/farthest_point_sample.h"
 #include "group/group.h"
@@ -75,10 +77,20 @@ PYBIND11_MODULE(jointmae_native, m) {
       py::arg("values"), py::arg("count"), py::arg("float64"), py::arg("num_threads"),
       py::call_guard<py::gil_scoped_release>());
 
-  py::class_<jointmae::KeptBlock>(m, "KeptBlock", py::buffer_protocol())
-      .def(py::init<int64_t>(), py::arg("num_bytes"))
-      .def_buffer(
-          [](jointmae::KeptBlock& it) { return py::buffer_info(static_cast<uint8_t*>(it.data()), it.num_bytes()); });
+  m.def(
+      "new_kept_tensor",
+      [](const py::tuple& shape, uint8_t code, uint8_t bits) {
+        std::vector<int64_t> sizes;
+        for (const py::handle size : shape) sizes.push_back(size.cast<int64_t>());
+        return py::capsule(jointmae::new_kept_tensor(sizes.data(), static_cast<int32_t>(sizes.size()), {code, bits, 1}),
+                           "dltensor", [](PyObject* capsule) {
+                             if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // a tensor has taken it over
+                             auto* tensor =
+                                 static_cast<jointmae::DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
+                             tensor->deleter(tensor);
+                           });
+      },
+      py::arg("shape"), py::arg("code"), py::arg("bits"));
   m.attr("KEPT_BYTES") = jointmae::kKeptBytes;
   m.def("kept_bytes", &jointmae::kept_bytes);
 

@@ -40,7 +40,7 @@ def test_backward_equals_reference(device, num_threads, dtype, B, C):
 
 
 def test_large_outputs(device):
-    """Of more than 8 MB, which lie in large pages, and begin and end within one."""
+    """Of more than 8 MB, which lie in large pages."""
     features = torch.randn(2, 11_000, 100, device=device).requires_grad_()
     indices = torch.arange(11_000, device=device).flip(0).expand(2, 1, -1)
     out = ops.group(features, indices)

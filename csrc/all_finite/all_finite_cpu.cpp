@@ -9,9 +9,8 @@
 namespace jointmae {
 namespace {
 
-// Integers, so that the compiler's vectors need no permission to reorder.
 template <Isa isa, typename T>
-int all_finite(const T* values, int64_t count) {
+bool all_finite(const T* values, int64_t count) {
   using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
   constexpr Bits kExponent = sizeof(T) == 4 ? static_cast<Bits>(0xFFu) << 23 : static_cast<Bits>(0x7FFu) << 52;
   Bits found = 0;

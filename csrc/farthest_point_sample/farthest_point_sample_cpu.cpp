@@ -12,7 +12,7 @@ namespace {
 // at 800 points.
 constexpr int64_t kBuildInSteps = 64, kBoxedStepInPoints = 800;
 constexpr int64_t kInTurn = 2;
-constexpr int64_t kRangesPerThread = 8;  // a range of clouds takes its memory once
+constexpr int64_t kRangesPerThread = 8;  // a range takes its memory once; few leave a thread waiting for the last
 
 template <Isa isa, typename T>
 struct Clouds {

@@ -30,9 +30,9 @@ inline constexpr double kNearestDepth = 1e-6;
 //   harmonic  count / sum w_i,  w_i = 1 / z_i
 // and 0 where no point covers it. Sums run in the order of the points. T is float or double.
 //
-// Returns true if the input is finite and no camera has skew. It returns false if a camera does not, and then draws
-// nothing, and if a point is not finite to a camera: because it is not, or because its coordinates there overflow. Such
-// a point is dropped.
+// Returns true if the input is finite and no camera has skew. Where it returns false the caller has to look: that may
+// not be so, or a point lies so far from a camera that the sum of its coordinates overflows. A point that is not finite
+// to a camera is dropped, and skew is not applied.
 template <Isa isa, typename T>
 bool project_points_cpu(const T* points,        // [B, N, 3]
                         const T* world_to_cam,  // [B, V, 3, 4]

@@ -166,7 +166,6 @@ bool project_points_cpu(const T* points, const T* world_to_cam, const T* intrins
                         int num_threads) {
   std::atomic<int> far_out{0};
   const Scene<isa, T> scene{points, world_to_cam, intrinsics, spec, &far_out};
-  if (!scene.cameras_are_sound()) return false;
   const Image<isa, T> outputs{depth,
                               index,
                               spec.mode == ProjectMode::soft ? coverage : nullptr,
@@ -178,7 +177,7 @@ bool project_points_cpu(const T* points, const T* world_to_cam, const T* intrins
   } else {
     with_width<isa>(spec.radius, [&](auto width) { draw<isa, decltype(width)::value>(scene, outputs, num_threads); });
   }
-  return far_out == 0;
+  return far_out == 0 && scene.cameras_are_sound();
 }
 
 template <Isa isa, typename T>

@@ -258,7 +258,7 @@ def _forward_fake(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 def _outputs(q: Tensor, new_empty: NewEmpty) -> tuple[Tensor, Tensor]:
     B, h, L, d = q.shape
-    return new_empty(q, B, L, h, d).transpose(1, 2), q.new_empty(B, h, L, dtype=torch.float32)
+    return new_empty(q, B, L, h, d).transpose_(1, 2), q.new_empty(B, h, L, dtype=torch.float32)
 
 
 def _backward_cuda(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -307,7 +307,7 @@ def _backward_fake(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _gradients(grad: Tensor, new_empty: NewEmpty) -> tuple[Tensor, Tensor, Tensor]:
     B, h, L, d = grad.shape
-    dq, dk, dv = (new_empty(grad, B, L, h, d).transpose(1, 2) for _ in range(3))
+    dq, dk, dv = (new_empty(grad, B, L, h, d).transpose_(1, 2) for _ in range(3))
     return dq, dk, dv
 
 

@@ -644,7 +644,7 @@ def forward(
                 GLOBAL_3D=global_3d,
                 **plan.options,
             )
-    return out.transpose(1, 2), lse
+    return out.transpose_(1, 2), lse
 
 
 def backward(

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from jointmae.build_info import source_hash
 from jointmae.errors import UsageError
@@ -79,25 +80,31 @@ def address(tensor: Tensor | None) -> int:
     return tensor.data_ptr()
 
 
-_KEPT_FROM = 1 << 20  # bytes; below, the C library's own memory is warm
-
-
 NewEmpty = Callable[..., Tensor]  # Tensor.new_empty, or what stands for it
+_KEPT_FROM = 1 << 20  # bytes; below, the C library's own memory is warm
+_DLPACK_TYPES = {  # code and bits
+    torch.float16: (2, 16),
+    torch.bfloat16: (4, 16),
+    torch.float32: (2, 32),
+    torch.float64: (2, 64),
+    torch.int32: (0, 32),
+    torch.int64: (0, 64),
+}
 
 
 def new_empty(beside: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised result of a CPU kernel: `Tensor.new_empty`, but the memory of large ones is used again.
 
-    csrc/common/kept_block.h tells why.
+    csrc/common/kept_memory.h tells why. The storage of those cannot be resized.
     """
     dtype = dtype or beside.dtype
-    num_values = math.prod(shape)
-    num_bytes = num_values * dtype.itemsize
-    if num_bytes < _KEPT_FROM:
-        return beside.new_empty(shape, dtype=dtype)
-    assert kernels is not None
-    flat = torch.frombuffer(kernels.KeptBlock(num_bytes), dtype=dtype, count=num_values)
-    return flat.resize_(shape)  # not a view of it: autograd forbids changing those in place
+    if math.prod(shape) * dtype.itemsize >= _KEPT_FROM and dtype in _DLPACK_TYPES:
+        assert kernels is not None
+        try:
+            return from_dlpack(kernels.new_kept_tensor(shape, *_DLPACK_TYPES[dtype]))
+        except MemoryError:  # PyTorch says how much it was
+            return beside.new_empty(shape, dtype=dtype)
+    return beside.new_empty(shape, dtype=dtype)
 
 
 @functools.cache

@@ -27,7 +27,10 @@ def cell(rows: list[dict[str, Any]]) -> str:
         return "failed"
     peers = sorted((row for row in rows if is_peer(row)), key=lambda row: row["median_ms"])
     said = f"{ours['median_ms']:.3g} ms"
-    return f"{said}; {peers[0]['candidate']} **x{peers[0]['slower']:.1f}**" if peers else said
+    if not peers:
+        return said
+    slower = peers[0]["slower"]
+    return f"{said}; {peers[0]['candidate']} **x{slower:.{1 if slower >= 1 else 2}f}**"
 
 
 def table(runs: list[dict[str, Any]], device: str) -> str:

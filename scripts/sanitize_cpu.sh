@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
 # The tests of the ops on CPU kernels that were built with AddressSanitizer and UndefinedBehaviorSanitizer, at every
-# instruction set that this processor has, or with --ends at the lowest and the best one. Builds in place, so run it in a clone of its own; needs g++ and the packages
-# setuptools, cmake, ninja, pybind11, pytest and pytest-xdist.
+# instruction set that this processor has, or with --ends at the lowest and the best one. Builds in place, so run it in
+# a clone of its own; needs g++ and the packages setuptools, cmake, ninja, pybind11, pytest and pytest-xdist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case "$*" in
+  "" | --ends) ;;
+  *)
+    echo "usage: scripts/sanitize_cpu.sh [--ends]; got: $*" >&2
+    exit 2
+    ;;
+esac
 
 flags="-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 CXXFLAGS="$flags -g1" LDFLAGS="$flags" JOINTMAE_CUDA=OFF python setup.py -q build_ext --inplace

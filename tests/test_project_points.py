@@ -191,6 +191,24 @@ def test_temperature_far_below_the_range(device):
     assert result.depth.item() == 1
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-6, 1e-3, 0.05, 10.0, 1e9])
+@pytest.mark.parametrize("z", [2e-6, 1e-3, 1.0, 3.7e2, 5.3e4, 2.9e7, 1.1e12])
+def test_depths_and_temperatures_of_any_size(device, z, temperature):
+    """Points a few temperatures or a few floats apart, whose weights alone would under- or overflow."""
+    torch.manual_seed(0)
+    steps = torch.tensor([0.0, 0.3, 1.0, 2.5, 7.0, 90.0, 4000.0], dtype=torch.float64)
+    depths = (z + steps * max(temperature, z * 2**-23)).float()
+    for order in (torch.arange(7), torch.randperm(7)):
+        points = torch.stack([depths[order] * 0.25, depths[order] * -0.25, depths[order]], dim=-1)[None].to(device)
+        intrinsics = torch.tensor([[2.0, 0, 1.3], [0, 2.0, 1.6], [0, 0, 1]], device=device)
+        args = (IDENTITY.to(device), intrinsics, (3, 3), 1, "soft")
+        result = project_points(points, *args, temperature=temperature)
+        exact = expected(points.double(), args[0].double(), intrinsics.double(), *args[2:], temperature=temperature)
+        assert torch.equal(result.index, exact.index)
+        torch.testing.assert_close(result.depth.double(), exact.depth, rtol=1e-6, atol=0)
+        torch.testing.assert_close(result.coverage.double(), exact.coverage, rtol=1e-6, atol=0)
+
+
 def test_empty_batch(device):
     points = torch.empty(0, 5, 3, device=device, requires_grad=True)
     for mode in MODES:

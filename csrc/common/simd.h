@@ -34,10 +34,12 @@ struct Simd {
   static constexpr int64_t kBytes = bytes;
   typedef T Vector __attribute__((vector_size(kBytes)));
   typedef Index IndexVector __attribute__((vector_size(kBytes)));
+  typedef std::make_unsigned_t<Index> UnsignedVector __attribute__((vector_size(kBytes)));
 #else
   static constexpr int64_t kBytes = sizeof(T);
   using Vector = T;
   using IndexVector = Index;
+  using UnsignedVector = std::make_unsigned_t<Index>;
 #endif
   static constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
@@ -73,6 +75,19 @@ struct Simd {
 #else
     return static_cast<Vector>(index);
 #endif
+  }
+
+  // 2^exponent for whole numbers up to 0; 0 where that is no normal number.
+  static Vector power_of_two(Vector exponent) {
+    constexpr T kLowest = sizeof(T) == 4 ? T(-127) : T(-1023);
+    constexpr T kShift = sizeof(T) == 4 ? T(12582912 + 127) : T(6755399441055744 + 1023);
+    const Vector shifted = (exponent > kLowest ? exponent : broadcast(kLowest)) + kShift;
+    UnsignedVector bits;  // the biased exponent is in the lowest ones
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits <<= sizeof(T) == 4 ? 23 : 52;
+    Vector power;
+    std::memcpy(&power, &bits, sizeof power);
+    return power;
   }
 
   // a * b + c, rounded once where the processor can; for what needs no bits that are the same at every level.

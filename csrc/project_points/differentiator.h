@@ -33,7 +33,7 @@ class Differentiator {
         spec_(scene.spec),
         num_threads_(num_threads),
         canvas_(spec_, {0, adds_up() ? spec_.H : 0}),
-        seen_(adds_up() ? spec_.N : 0),
+        seen_(adds_up() ? spec_.N : 0, scene.soft()),
         numbers_(3 * spec_.N),
         gradients_{numbers_.get(), numbers_.get() + spec_.N, numbers_.get() + 2 * spec_.N},
         pixel_(canvas_) {}

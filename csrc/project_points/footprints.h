@@ -1,12 +1,12 @@
-// What the pixels of points' footprints weigh: w = exp(-dx^2 / 2 sigma^2) exp(-dy^2 / 2 sigma^2) exp(-(z - z_min) /
-// temperature). Blocks of points, and first all exponents of a block side by side, so that every lane of every
-// exponential function counts.
+// The Gaussian weights of points' footprints: exp(-dx^2 / 2 sigma^2) of their columns, exp(-dy^2 / 2 sigma^2) of their
+// rows. Blocks of points, all exponents of a block side by side, so that every lane of every exponential function
+// counts.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "common/exp_negative.h"
+#include "common/exponential.h"
 #include "common/isa.h"
 #include "common/scratch.h"
 #include "project_points/canvas.h"
@@ -22,48 +22,32 @@ class Footprints {
 
  public:
   Footprints(const ProjectSpec& spec, const Canvas canvas)
-      : capacity_(std::max<int64_t>(kExponents / (canvas.width() * canvas.width()), 1)),
+      : capacity_(std::max<int64_t>(kExponents / (2 * canvas.width()), 1)),
         width_(canvas.width()),
         gaussian_scale_(static_cast<T>(-0.5 / (spec.sigma * spec.sigma))),
-        per_temperature_(static_cast<T>(1.0 / spec.temperature)),
         inside_(canvas.padded()),
         columns_(canvas.padded()),
         offsets_(2 * width_ * capacity_ + canvas.padded()),
-        gaussians_(2 * width_ * capacity_ + canvas.padded()),
-        nearness_(width_ * width_ * capacity_ + canvas.padded()) {
+        gaussians_(2 * width_ * capacity_ + canvas.padded()) {
     for (int64_t j = 0; j < canvas.padded(); ++j) {
       columns_[j] = static_cast<T>(j);
       inside_[j] = j < width_ ? T(1) : T(0);
     }
-    fill<isa>(nearness_.get(), T(0), width_ * width_ * capacity_ + canvas.padded());  // clipped rows are exponents too
+    fill<isa>(gaussians_.get(), T(0), 2 * width_ * capacity_ + canvas.padded());  // what a spare lane reads is finite
   }
 
   int64_t capacity() const { return capacity_; }
   const T* inside() const { return inside_.get(); }  // [padded], 1 in the columns of a footprint, 0 in spare ones
 
   // Computes the weights of `count` points, at most `capacity`.
-  void compute(const Seen<isa, T>& seen, const int32_t* list, int64_t count, const Canvas canvas, const T* z_min) {
-    const int64_t width = canvas.width();
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t n = list[k];
-      write_offsets(seen, n, canvas, offsets_.get() + 2 * width * k);
-      T* const differences = nearness_.get() + width * width * k;
-      const auto z = L::broadcast(seen.z[n]);
-      canvas.for_each_row(seen.x[n], seen.y[n], [&](int64_t i, int64_t at) {
-        for (int64_t j = 0; j < canvas.padded(); j += L::kLanes) {
-          L::store(differences + i * width + j, L::load(z_min + at + j) - z);
-        }
-      });
-    }
+  void compute(const Seen<isa, T>& seen, const int32_t* list, int64_t count, const Canvas canvas) {
+    for (int64_t k = 0; k < count; ++k) write_offsets(seen, list[k], canvas, offsets_.get() + 2 * width() * k);
     const T* __restrict__ offset = offsets_.get();
-    T* __restrict__ gaussian = gaussians_.get(), * __restrict__ nearness = nearness_.get();
-    const T scale = gaussian_scale_, per_temperature = per_temperature_;
-    const int64_t spare = canvas.padded();  // what a spare lane reads must be finite, to count as 0
-    const int64_t num_offsets = 2 * width * count + spare, num_pixels = width * width * count + spare;
+    T* __restrict__ gaussian = gaussians_.get();
+    const T scale = gaussian_scale_;
+    const int64_t num_offsets = 2 * width() * count;
 #pragma omp simd
     for (int64_t i = 0; i < num_offsets; ++i) gaussian[i] = exp_negative<isa>((offset[i] * offset[i]) * scale);
-#pragma omp simd
-    for (int64_t i = 0; i < num_pixels; ++i) nearness[i] = exp_negative<isa>(nearness[i] * per_temperature);
   }
 
   // Of point k of the block. What lies behind the last column is of something else, but finite.
@@ -71,7 +55,6 @@ class Footprints {
   const T* dy(int64_t k) const { return dx(k) + width(); }
   const T* wx(int64_t k) const { return gaussians_.get() + 2 * width() * k; }
   const T* wy(int64_t k) const { return wx(k) + width(); }
-  const T* nearness(int64_t k, int64_t row) const { return nearness_.get() + (k * width() + row) * width(); }
 
  private:
   int64_t width() const { return kWidth > 0 ? kWidth : width_; }
@@ -92,8 +75,8 @@ class Footprints {
   }
 
   int64_t capacity_, width_;
-  T gaussian_scale_, per_temperature_;
-  Scratch<isa, T> inside_, columns_, offsets_, gaussians_, nearness_;
+  T gaussian_scale_;
+  Scratch<isa, T> inside_, columns_, offsets_, gaussians_;
 };
 
 }  // namespace jointmae

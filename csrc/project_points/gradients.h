@@ -20,15 +20,15 @@ struct DrawnView {
   const int32_t* index;
 };
 
-// What each pixel of a canvas passes back. soft: a point's share is its weight times Q + P (z - D), the derivative of
-// the loss to the weight. harmonic: P / z^2.
+// What each pixel of a canvas passes back. soft: a point's share is its weight, relative to that of the nearest point,
+// times Q + P (z - D), the derivative of the loss to it. harmonic: P / z^2.
 template <Isa isa, typename T>
 struct PixelGradients {
   template <int64_t kWidth>
   explicit PixelGradients(const Canvas<isa, T, kWidth>& canvas) : memory(4 * canvas.size()) {
-    P = memory.get(), Q = P + canvas.size(), D = Q + canvas.size(), z_min = D + canvas.size();
+    P = memory.get(), Q = P + canvas.size(), D = Q + canvas.size(), exponent = D + canvas.size();
     const int64_t height = canvas.rows.last - canvas.rows.first, margin = canvas.padded() - canvas.radius() - 1;
-    for (T* values : {P, Q, D, z_min}) {
+    for (T* values : {P, Q, D, exponent}) {
       for (int64_t y = 0; y < height; ++y) {  // the margins pass nothing
         fill<isa>(values + y * canvas.stride, T(0), canvas.radius());
         fill<isa>(values + (y + 1) * canvas.stride - margin, T(0), margin);
@@ -36,7 +36,7 @@ struct PixelGradients {
     }
   }
   Scratch<isa, T> memory;
-  T *P, *Q, *D, *z_min;
+  T *P, *Q, *D, *exponent;
 };
 
 // Row y of the canvas.
@@ -50,14 +50,13 @@ void pixel_gradients(const DrawnView<isa, T>& view, const Seen<isa, T>& seen, co
     const T* __restrict__ w = view.weight_sum + from, * __restrict__ depth = view.depth + from;
     const T* __restrict__ grad_depth = view.grad_depth + from, * __restrict__ grad_coverage = view.grad_coverage + from;
     const int32_t* __restrict__ winner = view.index + from;
-    const T* __restrict__ z = seen.z;
     T* __restrict__ P = out.P + to, * __restrict__ Q = out.Q + to, * __restrict__ D = out.D + to;
-    T* __restrict__ z_min = out.z_min + to;
+    T* __restrict__ exponent = out.exponent + to;
     if (empty || !view.grad_depth) fill<isa>(P, T(0), count);
     if (empty || !view.grad_coverage) fill<isa>(Q, T(0), count);
     if (empty) {
       fill<isa>(D, T(0), count);  // weights may have underflowed: what points read here must be finite
-      fill<isa>(z_min, T(0), count);
+      fill<isa>(exponent, T(0), count);
       return;
     }
     if (view.grad_depth) {
@@ -75,10 +74,14 @@ void pixel_gradients(const DrawnView<isa, T>& view, const Seen<isa, T>& seen, co
         Q[i] = w[i] > 0 ? q : T(0);
       }
     }
+    const T* __restrict__ per_mantissas = seen.per_mantissa, * __restrict__ exponents = seen.exponent;
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
+      const int32_t nearest = winner[i] > 0 ? winner[i] : 0;  // any where nothing is covered
+      P[i] *= per_mantissas[nearest];
+      Q[i] *= per_mantissas[nearest];
       D[i] = depth[i];
-      z_min[i] = z[winner[i] > 0 ? winner[i] : 0];  // any where nothing is covered
+      exponent[i] = exponents[nearest];
     }
   });
 }
@@ -99,17 +102,18 @@ void gather_soft(const Seen<isa, T>& seen, const int32_t* list, int64_t count, c
   const T per_variance = static_cast<T>(1.0 / (spec.sigma * spec.sigma));
   for (int64_t begin = 0; begin < count; begin += footprints.capacity()) {
     const int64_t size = std::min(footprints.capacity(), count - begin);
-    footprints.compute(seen, list + begin, size, canvas, pixel.z_min);
+    footprints.compute(seen, list + begin, size, canvas);
     for (int64_t k = 0; k < size; ++k) {
       const int64_t n = list[begin + k];
+      const auto exponent = L::broadcast(seen.exponent[n]);
       const T z = seen.z[n], *wy = footprints.wy(k), *dx = footprints.dx(k), *dy = footprints.dy(k);
       T du = 0, dv = 0, dz = 0, dw = 0;
       for (int64_t j = 0; j < canvas.width(); j += L::kLanes) {
         auto column = L::broadcast(0), rows = column, direct = column;  // w dL/dw; times dy; w P
-        const auto wx = L::load(footprints.wx(k) + j);
+        const auto wx = L::load(footprints.wx(k) + j) * seen.mantissa[n];
         canvas.for_each_row(seen.x[n] + j, seen.y[n], [&](int64_t i, int64_t at) {
           const auto P = L::load(pixel.P + at);
-          const auto w = (wx * wy[i]) * L::load(footprints.nearness(k, i) + j);
+          const auto w = (wx * wy[i]) * L::power_of_two(exponent - L::load(pixel.exponent + at));
           const auto g = w * (P * (z - L::load(pixel.D + at)) + L::load(pixel.Q + at));
           column += g;
           rows += g * dy[i];

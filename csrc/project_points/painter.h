@@ -43,7 +43,7 @@ class Painter {
 
  private:
   static int64_t band_height(const ProjectSpec& spec) {
-    constexpr int64_t kBytes = 96 << 10;  // of the second cache
+    constexpr int64_t kBytes = 192 << 10;  // of the second cache
     const int64_t row_bytes = (spec.W + 2 * spec.radius) * (3 * sizeof(T) + sizeof(int32_t));
     return std::max<int64_t>(kBytes / row_bytes, 1);
   }
@@ -61,13 +61,18 @@ class Painter {
     if (!blends_) return;
     fill<isa>(weights, T(0), 2 * canvas_.size());
     if (spec_.mode == ProjectMode::soft) {
-      add_soft(seen, list, count, canvas_, z_min, footprints_, weights, sums);
+      T* const exponents = z_min;  // in their place: nobody reads them any more
+      for (int64_t y = canvas_.rows.first; y < canvas_.rows.last; ++y) {
+        write_exponents(seen, nearest_.get() + canvas_.row(y), exponents + canvas_.row(y));
+      }
+      add_soft(seen, list, count, canvas_, exponents, footprints_, weights, sums);
     } else {
       add_harmonic(seen, list, count, canvas_, footprints_.inside(), weights, sums);
     }
     for (int64_t y = canvas_.rows.first; y < canvas_.rows.last; ++y) {
       const int64_t at = y * spec_.W, from = canvas_.row(y);
-      write_blended_row<isa>(weights + from, sums + from, spec_.W, static_cast<T>(spec_.background), image.depth + at,
+      write_blended_row<isa>(weights + from, sums + from, spec_.W, nearest_.get() + from, seen.per_mantissa,
+                             static_cast<T>(spec_.background), image.depth + at,
                              image.coverage ? image.coverage + at : nullptr, image.weight_sum + at);
     }
   }
@@ -82,6 +87,14 @@ class Painter {
     if (blends_) return;
 #pragma omp simd
     for (int64_t x = 0; x < W; ++x) depth[x] = winner[x] >= 0 ? z[x] : T(0);
+  }
+
+  // Of a row; where nothing is covered any will do.
+  template <typename Index>
+  void write_exponents(const Seen<isa, T>& seen, const Index* __restrict__ winner, T* __restrict__ exponents) const {
+    const T* __restrict__ exponent = seen.exponent;
+#pragma omp simd
+    for (int64_t x = 0; x < spec_.W; ++x) exponents[x] = exponent[winner[x] > 0 ? winner[x] : 0];
   }
 
   const ProjectSpec& spec_;

@@ -2,7 +2,8 @@
 // is scattered and no scratch memory is needed. A few lanes own a point, one for each column of its footprint (at most
 // 32, which then take the columns in turns); as many points as have room share a warp.
 #include "common/cuda.h"
-#include "common/exp_negative.h"
+#include "common/exponential.h"
+#include "project_points/depth_weight.h"
 #include "project_points/projected.h"
 
 namespace jointmae {
@@ -25,9 +26,10 @@ struct View {
 
 // What a pixel gives to the points that cover it.
 struct Pixel {
+  bool inside = false;
   float grad_depth = 0, grad_coverage = 0, depth = 0, weight_sum = 0;
-  int32_t nearest = 0;  // point
-  float z_min = 0;      // its z
+  int32_t nearest = 0;                   // point
+  float exponent = 0, per_mantissa = 1;  // of the weight of its depth
 };
 
 // The pixel at `at`, as far as the mode needs it for point n, zeros if it is not inside; zbuffer: a gradient only if
@@ -35,6 +37,7 @@ struct Pixel {
 template <ProjectMode mode>
 __device__ __forceinline__ Pixel load_pixel(const View& view, int64_t at, bool inside, int n) {
   Pixel pixel;
+  pixel.inside = inside;
   if constexpr (mode != ProjectMode::harmonic) pixel.nearest = view.index[at];
   const bool wanted = inside && (mode != ProjectMode::zbuffer || pixel.nearest == n);
   pixel.grad_depth = view.grad_depth != nullptr && wanted ? view.grad_depth[at] : 0.0f;
@@ -53,20 +56,21 @@ struct Sums {
   float direct = 0;      // w P, with P the gradient to sum(w z)
 };
 
-// Adds a pixel, where the point of depth z has the Gaussian weight w and the offset dy.
+// Adds a pixel, where the point of depth z has the offset dy. soft: its weight is w * 2^exponent.
 template <ProjectMode mode>
-__device__ __forceinline__ void add(const Pixel& pixel, float z, float w, float dy, const SoftWeights& soft,
-                                    Sums& sums) {
-  const float total = pixel.weight_sum, P = total > 0.0f ? pixel.grad_depth / total : 0.0f;
+__device__ __forceinline__ void add(const Pixel& pixel, float z, float w, float exponent, float dy,
+                                    const SoftWeights& soft, Sums& sums) {
+  const float total = pixel.weight_sum, per_w = total > 0.0f ? pixel.grad_depth / total : 0.0f;
   if constexpr (mode == ProjectMode::zbuffer) {
     sums.weighted += pixel.grad_depth;
   } else if constexpr (mode == ProjectMode::harmonic) {
-    sums.weighted += P * pixel.depth;
+    sums.weighted += per_w * pixel.depth;
   } else {
     const float all = total + soft.background;
     const float by_coverage = total > 0.0f ? (pixel.grad_coverage * soft.background) / (all * all) : 0.0f;
-    w *= exp_negative<kIsa>((pixel.z_min - z) * soft.per_temperature);
-    const float g = w * (P * (z - pixel.depth) + by_coverage);
+    const float P = per_w * pixel.per_mantissa, Q = by_coverage * pixel.per_mantissa;
+    w *= power_of_two<kIsa>(exponent - pixel.exponent);
+    const float g = w * (P * (z - pixel.depth) + Q);
     sums.weighted += g;
     sums.weighted_y += g * dy;
     sums.direct += w * P;
@@ -93,11 +97,12 @@ __device__ __forceinline__ float3 gather(const View& view, const Projected& p, i
   const auto of_member = [&](float value, int i) {
     return __shfl_sync(kAllLanes, value, team.first + min(i, team.size - 1));
   };
+  const DepthWeight<float> depth = depth_weight<kIsa>(p.z, soft.exponent_per_depth);
   float du = 0, dv = 0, dz = 0, dw = 0;
   for (int columns = 0; columns < width; columns += team.size) {
     const int x = left + columns + team.member;
     const bool inside = p.kept && columns + team.member < width && x >= 0 && x < view.W;
-    const float dx = offset(x, p.u), column_weight = gaussian(dx);
+    const float dx = offset(x, p.u), column_weight = gaussian(dx) * depth.mantissa;
     Sums sums;
     for (int rows = 0; rows < width; rows += num_rows) {
       Pixel pixels[kRowsAtOnce];
@@ -113,14 +118,17 @@ __device__ __forceinline__ float3 gather(const View& view, const Projected& p, i
         for (int i = 0; i < kRowsAtOnce; ++i) {
           const int in_range = min(max(pixels[i].nearest, 0), view.N - 1);  // whatever was saved
           const float* const nearest = view.points + int64_t{in_range} * 3;
-          pixels[i].z_min = camera_z(view.world_to_cam, nearest[0], nearest[1], nearest[2]);
+          const float z_min = camera_z(view.world_to_cam, nearest[0], nearest[1], nearest[2]);
+          const DepthWeight<float> weight = depth_weight<kIsa>(z_min, soft.exponent_per_depth);
+          pixels[i].exponent = pixels[i].inside ? weight.exponent : 0.0f;  // the point's is not above either
+          pixels[i].per_mantissa = 1.0f / weight.mantissa;
         }
       }
       const float row_weight = gaussian(offset(top + rows + team.member, p.v));  // a row's for each lane
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) {
         const float weight = mode == ProjectMode::soft ? column_weight * of_member(row_weight, i) : 1.0f;
-        add<mode>(pixels[i], p.z, weight, offset(top + rows + i, p.v), soft, sums);
+        add<mode>(pixels[i], p.z, weight, depth.exponent, offset(top + rows + i, p.v), soft, sums);
       }
     }
     for (int i = 0; i < team.size; ++i) {

@@ -55,7 +55,7 @@ void with_width(int64_t radius, const Call& call) {
 template <Isa isa, int64_t kWidth, typename T>
 void draw_shared_view(const Scene<isa, T>& scene, int64_t view, const Image<isa, T>& image, int num_threads) {
   const ProjectSpec& spec = scene.spec;
-  SeenMemory<isa, T> memory(spec.N);
+  SeenMemory<isa, T> memory(spec.N, scene.soft());
   share_out<isa>(spec.N, num_threads, num_threads, [&](int64_t, const Range& points) {
     project_range(scene, view, points, memory.seen.from(points.first), image.pixels);
   });
@@ -76,7 +76,7 @@ void draw(const Scene<isa, T>& scene, const Image<isa, T>& outputs, int num_thre
     return;
   }
   parallel_for(num_views, grain<isa>(num_views, num_threads), num_threads, [&](int64_t begin, int64_t end) {
-    SeenMemory<isa, T> memory(spec.N);
+    SeenMemory<isa, T> memory(spec.N, scene.soft());
     Painter<isa, T, kWidth> painter(spec);
     for (int64_t b = begin; b < end; ++b) {
       const Image<isa, T> image = outputs.of_view(b, spec);

@@ -8,7 +8,8 @@
 #include <stdexcept>
 
 #include "common/cuda.h"
-#include "common/exp_negative.h"
+#include "common/exponential.h"
+#include "project_points/depth_weight.h"
 #include "project_points/projected.h"
 
 namespace jointmae {
@@ -93,8 +94,9 @@ __global__ void __launch_bounds__(kThreads)
                    const float* __restrict__ intrinsics,    // [B, V, 3, 3]
                    int2* __restrict__ pixels,               // [B, V, N]
                    float4* __restrict__ seen,               // [B, V, N], u, v, z, 1 / z of the points that are kept
-                   uint32_t* __restrict__ masks,            // [B, V, masks, words]
-                   Tiling tiling) {
+                   DepthWeight<float>* __restrict__ depth_weights,  // [B, V, N], theirs, in soft mode only, else null
+                   uint32_t* __restrict__ masks,                    // [B, V, masks, words]
+                   Tiling tiling, SoftWeights soft) {
   const Place place(tiling.num_words);
   const int view = place.view, word = place.item;
   if (word >= tiling.num_words) return;
@@ -109,6 +111,7 @@ __global__ void __launch_bounds__(kThreads)
     kept = p.kept;
     if (kept) {
       seen[at] = make_float4(p.u, p.v, p.z, 1.0f / p.z);
+      if (depth_weights != nullptr) depth_weights[at] = depth_weight<kIsa>(p.z, soft.exponent_per_depth);
       left = max(p.x - tiling.radius, 0) / Tile::kWidth;
       right = min(p.x + tiling.radius, tiling.W - 1) / Tile::kWidth;
       top = max(p.y - tiling.radius, 0) / Tile::kHeight;
@@ -128,7 +131,7 @@ struct WarpMemory {
   uint16_t found[kPointsPerStep];  // points of a step that meet the tile
   uint32_t over[kWarpSize];        // the 32 points at hand, over each column and row of the tile
   float z[kWarpSize];              // theirs
-  float per_z[kWarpSize];
+  float of_z[kWarpSize];           // harmonic: 1 / z; soft: the exponent of its weight
   int32_t index[kWarpSize];
 };
 
@@ -205,9 +208,10 @@ __device__ __forceinline__ void for_each_cover(const uint32_t* over, Visit&& vis
 
 // What a warp draws: a tile of a view whose first pixel is (left, top).
 struct Scene {
-  const float4* __restrict__ seen;           // [N]
-  const uint32_t* __restrict__ column_mask;  // [words]
-  const uint32_t* __restrict__ row_mask;     // [words]
+  const float4* __restrict__ seen;                       // [N]
+  const DepthWeight<float>* __restrict__ depth_weights;  // [N]
+  const uint32_t* __restrict__ column_mask;              // [words]
+  const uint32_t* __restrict__ row_mask;                 // [words]
   int left, top;
 };
 
@@ -249,7 +253,7 @@ __device__ __forceinline__ void find_nearest(const Scene& scene, const Tiling& t
     group.over[lane] = transpose(spans);
     group.z[lane] = point.z;
     group.index[lane] = n;
-    if constexpr (mode == ProjectMode::harmonic) group.per_z[lane] = point.w;
+    if constexpr (mode == ProjectMode::harmonic) group.of_z[lane] = point.w;
     __syncwarp();
     for_each_cover<Tile>(group.over, [&](int k, int i) {
       const float z = group.z[i];
@@ -258,7 +262,7 @@ __device__ __forceinline__ void find_nearest(const Scene& scene, const Tiling& t
         pixels.winner[k] = group.index[i];
       }
       if constexpr (mode == ProjectMode::harmonic) {
-        pixels.weights[k] += group.per_z[i];
+        pixels.weights[k] += group.of_z[i];
         pixels.sums[k] += 1.0f;
       }
     });
@@ -269,33 +273,39 @@ __device__ __forceinline__ void find_nearest(const Scene& scene, const Tiling& t
   });
 }
 
-// soft: adds up the weights. The Gaussian ones are made once per point and column or row, in `tables`.
+// soft: adds up the weights, which have still to be divided by the mantissas of the pixels' nearest points; `exponents`
+// are theirs. What a point gives to them is made once per point and column or row, in `tables`.
 template <typename Tile>
 __device__ __forceinline__ void add_weights(const Scene& scene, const Tiling& tiling, const SoftWeights& soft,
-                                            WarpMemory& group, float* tables, Pixels<Tile>& pixels) {
+                                            const float (&exponents)[Tile::kPixels], WarpMemory& group, float* tables,
+                                            Pixels<Tile>& pixels) {
   const int lane = lane_of_thread();
   float* const column_weights = tables;                              // [kWidth, kStride]
   float* const row_weights = tables + Tile::kWidth * Tile::kStride;  // [kHeight, kStride]
-  const auto write = [&](float* weights, float at, int begin, int2 covered) {
-    for (int i = covered.x; i <= covered.y; ++i) {
-      const float offset = (static_cast<float>(begin + i) + 0.5f) - at;
-      weights[i * Tile::kStride + lane] = exp_negative<kIsa>((offset * offset) * soft.gaussian_scale);
-    }
+  const auto gaussian = [&](int pixel, float at) {
+    const float offset = (static_cast<float>(pixel) + 0.5f) - at;
+    return exp_negative<kIsa>((offset * offset) * soft.gaussian_scale);
   };
   for_each_group<Tile::kAhead>(scene.column_mask, scene.row_mask, tiling.num_words, group.found, [&](int n) {
     const float4 point = n < 0 ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : scene.seen[n];
     const Footprint<Tile> footprint(point, scene, tiling.radius);
     if (!any_in_warp(n >= 0)) return;
-    group.over[lane] = transpose(n < 0 ? 0u : footprint.spans());
-    write(column_weights, point.x, scene.left, footprint.columns);
-    write(row_weights, point.y, scene.top, footprint.rows);
+    const DepthWeight<float> weight = n < 0 ? DepthWeight<float>{} : scene.depth_weights[n];
     group.z[lane] = point.z;
+    group.of_z[lane] = weight.exponent;
+    group.over[lane] = transpose(n < 0 ? 0u : footprint.spans());
+    for (int i = footprint.columns.x; i <= footprint.columns.y; ++i) {
+      column_weights[i * Tile::kStride + lane] = gaussian(scene.left + i, point.x) * weight.mantissa;
+    }
+    for (int i = footprint.rows.x; i <= footprint.rows.y; ++i) {
+      row_weights[i * Tile::kStride + lane] = gaussian(scene.top + i, point.y);
+    }
     __syncwarp();
     for_each_cover<Tile>(group.over, [&](int k, int i) {
       const float z = group.z[i];
       const int column = lane % Tile::kWidth, row = lane / Tile::kWidth + k * Tile::kRowsApart;
       const float w = (column_weights[column * Tile::kStride + i] * row_weights[row * Tile::kStride + i]) *
-                      exp_negative<kIsa>((pixels.nearest[k] - z) * soft.per_temperature);
+                      power_of_two<kIsa>(group.of_z[i] - exponents[k]);
       pixels.weights[k] += w;
       pixels.sums[k] += w * z;
     });
@@ -314,13 +324,14 @@ __device__ __forceinline__ void count_dropped(const uint32_t* __restrict__ kept_
 // A warp per tile of a view; its first one also counts the points that were dropped.
 template <typename Tile, ProjectMode mode>
 __global__ void __launch_bounds__(kThreads, 5)
-    draw_kernel(const float4* __restrict__ seen,     // [B, V, N], u, v, z, 1 / z
-                const uint32_t* __restrict__ masks,  // [B, V, masks, words]
-                float* __restrict__ depth,           // [B, V, H, W]
-                int32_t* __restrict__ index,         // [B, V, H, W]
-                float* __restrict__ coverage,        // [B, V, H, W], in soft mode only
-                float* __restrict__ weight_sum,      // [B, V, H, W], not in zbuffer mode
-                int64_t* __restrict__ dropped,       // [B, V]
+    draw_kernel(const float4* __restrict__ seen,                       // [B, V, N], u, v, z, 1 / z
+                const DepthWeight<float>* __restrict__ depth_weights,  // [B, V, N], in soft mode only
+                const uint32_t* __restrict__ masks,                    // [B, V, masks, words]
+                float* __restrict__ depth,                             // [B, V, H, W]
+                int32_t* __restrict__ index,                           // [B, V, H, W]
+                float* __restrict__ coverage,                          // [B, V, H, W], in soft mode only
+                float* __restrict__ weight_sum,                        // [B, V, H, W], not in zbuffer mode
+                int64_t* __restrict__ dropped,                         // [B, V]
                 Tiling tiling, SoftWeights soft) {
   const Place place(tiling.columns * tiling.rows);
   const int view = place.view, tile = place.item, lane = lane_of_thread();
@@ -328,14 +339,16 @@ __global__ void __launch_bounds__(kThreads, 5)
   const int tile_row = static_cast<int>(static_cast<unsigned>(tile) / static_cast<unsigned>(tiling.columns));
   const int tile_column = tile - tile_row * tiling.columns;
   masks += int64_t{view} * tiling.num_masks() * tiling.num_words;
-  const Scene scene{seen + view * tiling.N, masks + int64_t{tile_column} * tiling.num_words,
-                    masks + int64_t{tiling.columns + tile_row} * tiling.num_words, tile_column * Tile::kWidth,
+  const Scene scene{seen + view * tiling.N,
+                    depth_weights + view * tiling.N,
+                    masks + int64_t{tile_column} * tiling.num_words,
+                    masks + int64_t{tiling.columns + tile_row} * tiling.num_words,
+                    tile_column * Tile::kWidth,
                     tile_row * Tile::kHeight};
   const int x = scene.left + lane % Tile::kWidth, y = scene.top + lane / Tile::kWidth;
   const auto in_frame = [&](int k) { return x < tiling.W && y + k * Tile::kRowsApart < tiling.H; };
   const int64_t first = (int64_t{view} * tiling.H + y) * tiling.W + x, step = int64_t{Tile::kRowsApart} * tiling.W;
-  depth += first;  // pixel k is k * step on
-  index += first;
+  const auto at = [&](int k) { return first + k * step; };  // of pixel k
 
   Pixels<Tile> pixels;
 #pragma unroll
@@ -350,22 +363,31 @@ __global__ void __launch_bounds__(kThreads, 5)
 #pragma unroll
   for (int k = 0; k < Tile::kPixels; ++k) {
     if (!in_frame(k)) break;
-    index[k * step] = pixels.winner[k];
-    if constexpr (mode == ProjectMode::zbuffer) depth[k * step] = pixels.winner[k] >= 0 ? pixels.nearest[k] : 0.0f;
+    index[at(k)] = pixels.winner[k];
+    if constexpr (mode == ProjectMode::zbuffer) depth[at(k)] = pixels.winner[k] >= 0 ? pixels.nearest[k] : 0.0f;
   }
   if constexpr (mode == ProjectMode::soft) {
-    coverage += first;
-    add_weights(scene, tiling, soft, group, reinterpret_cast<float*>(memory + sizeof(WarpMemory)), pixels);
+    float exponents[Tile::kPixels];
+#pragma unroll
+    for (int k = 0; k < Tile::kPixels; ++k) {
+      exponents[k] = pixels.winner[k] >= 0 ? scene.depth_weights[pixels.winner[k]].exponent : 0.0f;
+    }
+    add_weights(scene, tiling, soft, exponents, group, reinterpret_cast<float*>(memory + sizeof(WarpMemory)), pixels);
   }
   if constexpr (mode != ProjectMode::zbuffer) {
-    weight_sum += first;
 #pragma unroll
     for (int k = 0; k < Tile::kPixels; ++k) {
       if (!in_frame(k)) break;
       const float w = pixels.weights[k];
-      weight_sum[k * step] = w;
-      depth[k * step] = w > 0.0f ? pixels.sums[k] / w : 0.0f;
-      if constexpr (mode == ProjectMode::soft) coverage[k * step] = w / (w + soft.background);
+      depth[at(k)] = w > 0.0f ? pixels.sums[k] / w : 0.0f;
+      if constexpr (mode == ProjectMode::soft) {
+        const int32_t winner = index[at(k)];  // registers are few: it was not kept
+        const float total = winner >= 0 ? w * (1.0f / scene.depth_weights[winner].mantissa) : 0.0f;
+        weight_sum[at(k)] = total;
+        coverage[at(k)] = total / (total + soft.background);
+      } else {
+        weight_sum[at(k)] = w;
+      }
     }
   }
   if (tile == 0) count_dropped(masks + int64_t{tiling.num_masks() - 1} * tiling.num_words, tiling, dropped + view);
@@ -402,8 +424,9 @@ auto with_tile(const ProjectSpec& spec, int path, const Stream& stream, Call&& c
 int64_t project_points_workspace_cuda(const ProjectSpec& spec, int path, const Stream& stream) {
   return with_tile(spec, path, stream, [&](auto tile) {
     const Tiling tiling = tiling_of<decltype(tile)>(spec);
+    const std::size_t per_point = sizeof(float4) + (spec.mode == ProjectMode::soft ? sizeof(DepthWeight<float>) : 0);
     return spec.B * spec.V *
-           (spec.N * static_cast<int64_t>(sizeof(float4)) +
+           (spec.N * static_cast<int64_t>(per_point) +
             int64_t{tiling.num_masks()} * tiling.num_words * static_cast<int64_t>(sizeof(uint32_t)));
   });
 }
@@ -416,13 +439,17 @@ void project_points_cuda(const float* points, const float* world_to_cam, const f
     const Tiling tiling = tiling_of<Tile>(spec);
     const int64_t num_views = spec.B * spec.V, num_tiles = int64_t{tiling.columns} * tiling.rows;
     float4* const seen = static_cast<float4*>(workspace);
-    uint32_t* const masks = reinterpret_cast<uint32_t*>(seen + num_views * spec.N);
+    auto* const weights = reinterpret_cast<DepthWeight<float>*>(seen + num_views * spec.N);
+    const bool is_soft = spec.mode == ProjectMode::soft;
+    uint32_t* const masks = reinterpret_cast<uint32_t*>(weights + (is_soft ? num_views * spec.N : 0));
+    const SoftWeights soft(spec);
     launch("project_points", project_kernel<Tile>, {num_views * ceil_div(tiling.num_words, kWarps), kThreads}, stream,
-           points, world_to_cam, intrinsics, reinterpret_cast<int2*>(pixels), seen, masks, tiling);
+           points, world_to_cam, intrinsics, reinterpret_cast<int2*>(pixels), seen, is_soft ? weights : nullptr, masks,
+           tiling, soft);
     const auto draw = [&](auto kernel, int warp_bytes) {
       launch("project_points", kernel,
-             {num_views * ceil_div(num_tiles, int64_t{kWarps}), kThreads, kWarps * warp_bytes}, stream, seen, masks,
-             depth, index, coverage, weight_sum, dropped, tiling, SoftWeights(spec));
+             {num_views * ceil_div(num_tiles, int64_t{kWarps}), kThreads, kWarps * warp_bytes}, stream, seen, weights,
+             masks, depth, index, coverage, weight_sum, dropped, tiling, soft);
     };
     if (spec.mode == ProjectMode::zbuffer) {
       draw(draw_kernel<Tile, ProjectMode::zbuffer>, kWarpBytes<Tile, ProjectMode::zbuffer>);

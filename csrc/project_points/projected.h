@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "common/cuda.h"
+#include "project_points/depth_weight.h"
 #include "project_points/project_points.h"
 
 namespace jointmae {
@@ -45,8 +46,10 @@ struct SoftWeights {
       : gaussian_scale(static_cast<float>(-0.5 / (spec.sigma * spec.sigma))),
         per_variance(static_cast<float>(1.0 / (spec.sigma * spec.sigma))),
         per_temperature(static_cast<float>(1.0 / spec.temperature)),
-        background(static_cast<float>(spec.background)) {}
+        background(static_cast<float>(spec.background)),
+        exponent_per_depth(jointmae::exponent_per_depth<kIsa>(spec.temperature)) {}
   float gaussian_scale, per_variance, per_temperature, background;
+  double exponent_per_depth;
 };
 
 }  // namespace jointmae

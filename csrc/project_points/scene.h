@@ -33,6 +33,7 @@ struct Scene {
     for (int64_t b = 0; b < num_views; ++b) sound &= k(b)[1] == 0;
     return sound;
   }
+  bool soft() const { return spec.mode == ProjectMode::soft; }
   bool single_pixels() const { return spec.radius == 0 && spec.mode == ProjectMode::zbuffer; }
 };
 
@@ -63,6 +64,7 @@ void project_range(const Scene<isa, T>& scene, int64_t view, const Range& points
   const bool finite =
       project(scene.cloud(view) + 3 * points.first, scene.m(view), scene.k(view), scene.spec, count, seen);
   if (!finite && scene.far_out) *scene.far_out = 1;
+  if (seen.exponent) weigh_depths(seen, count, scene.spec.temperature);
   if (pixels) write_pixels(seen, count, pixels + 2 * points.first);
 }
 

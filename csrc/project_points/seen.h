@@ -7,6 +7,7 @@
 
 #include "common/isa.h"
 #include "common/scratch.h"
+#include "project_points/depth_weight.h"
 #include "project_points/project_points.h"
 
 namespace jointmae {
@@ -19,17 +20,29 @@ struct Range {
 // Points of one view.
 template <Isa isa, typename T>
 struct Seen {
-  T *u, *v, *z;    // [N] position in pixels, camera z
-  int32_t *x, *y;  // [N] the pixel, -1 where dropped
-  Seen from(int64_t n) const { return {u + n, v + n, z + n, x + n, y + n}; }
+  T *u, *v, *z;                           // [N] position in pixels, camera z
+  int32_t *x, *y;                         // [N] the pixel, -1 where dropped
+  T *mantissa, *per_mantissa, *exponent;  // [N] of the depth's weight and 1 by it, in the mode soft, else null
+  Seen from(int64_t n) const {
+    if (!exponent) return {u + n, v + n, z + n, x + n, y + n, nullptr, nullptr, nullptr};
+    return {u + n, v + n, z + n, x + n, y + n, mantissa + n, per_mantissa + n, exponent + n};
+  }
 };
 
 template <Isa isa, typename T>
 struct SeenMemory {
-  explicit SeenMemory(int64_t count)
-      : numbers(3 * count),
+  explicit SeenMemory(int64_t count, bool soft = false)
+      : numbers((soft ? 6 : 3) * count),
         places(2 * count),
-        seen{numbers.get(), numbers.get() + count, numbers.get() + 2 * count, places.get(), places.get() + count} {}
+        seen{part(0, count),
+             part(1, count),
+             part(2, count),
+             places.get(),
+             places.get() + count,
+             soft ? part(3, count) : nullptr,
+             soft ? part(4, count) : nullptr,
+             soft ? part(5, count) : nullptr} {}
+  T* part(int64_t i, int64_t count) { return numbers.get() + i * count; }
   Scratch<isa, T> numbers;
   Scratch<isa, int32_t> places;
   Seen<isa, T> seen;
@@ -64,6 +77,22 @@ bool project(const T* __restrict__ points, const T* __restrict__ m, const T* __r
     far_out |= (std::fabs(xc) + std::fabs(yc)) + std::fabs(zc) <= kFar ? 0 : 1;
   }
   return far_out == 0;
+}
+
+// What the depths weigh.
+template <Isa isa, typename T>
+void weigh_depths(const Seen<isa, T>& seen, int64_t count, double temperature) {
+  const double scale = exponent_per_depth<isa>(temperature);
+  const T* __restrict__ z = seen.z;
+  T* __restrict__ mantissa = seen.mantissa, * __restrict__ per_mantissa = seen.per_mantissa;
+  T* __restrict__ exponent = seen.exponent;
+#pragma omp simd
+  for (int64_t n = 0; n < count; ++n) {
+    const DepthWeight<T> weight = depth_weight<isa>(z[n], scale);
+    mantissa[n] = weight.mantissa;
+    per_mantissa[n] = T(1) / weight.mantissa;
+    exponent[n] = weight.exponent;
+  }
 }
 
 // pixels [count, 2]

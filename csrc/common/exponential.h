@@ -1,4 +1,4 @@
-// The exponential function of weights, with the same bits on the CPU and on a GPU.
+// Exponential functions with the same bits on the CPU and on a GPU.
 #pragma once
 
 #include <cmath>
@@ -15,15 +15,13 @@
 
 namespace jointmae {
 
-// exp(x) for x <= 0 (more counts as 0) to 2 units in the last place, 0 below e^-87; Cephes' polynomial.
+// exp(x) for -87 <= x <= 87 to 2 units in the last place; Cephes' polynomial.
 template <Isa isa>
-JOINTMAE_HOST_DEVICE inline float exp_negative(float x) {
-  float clamped = x < 0.0f ? x : 0.0f;
-  clamped = clamped > -87.0f ? clamped : -87.0f;
+JOINTMAE_HOST_DEVICE inline float exp_bounded(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer n, and leaves n in the low bits
-  const float shifted = clamped * 1.44269504f + kRound;
+  const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
-  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -36,7 +34,20 @@ JOINTMAE_HOST_DEVICE inline float exp_negative(float x) {
   bits = (bits + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  return x < -87.0f ? 0.0f : p * power;
+  return p * power;
+}
+
+template <Isa isa>
+inline double exp_bounded(double x) {
+  return std::exp(x);
+}
+
+// exp(x) for x <= 0 (more counts as 0), 0 below e^-87.
+template <Isa isa>
+JOINTMAE_HOST_DEVICE inline float exp_negative(float x) {
+  float clamped = x < 0.0f ? x : 0.0f;
+  clamped = clamped > -87.0f ? clamped : -87.0f;
+  return x < -87.0f ? 0.0f : exp_bounded<isa>(clamped);
 }
 
 template <Isa isa>

@@ -1,10 +1,9 @@
-#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <type_traits>
 
 #include "all_finite/all_finite.h"
 #include "common/parallel.h"
-#include "common/scratch.h"
 
 namespace jointmae {
 namespace {
@@ -28,17 +27,11 @@ bool all_finite(const T* values, int64_t count) {
 template <Isa isa, typename T>
 bool all_finite_cpu(const T* values, int64_t count, int num_threads) {
   constexpr int64_t kGrain = 1 << 18;  // fewer values are not worth a second thread
-  const int64_t num_ranges = (count + kGrain - 1) / kGrain;
-  Scratch<isa, int> finite(num_ranges);
-  parallel_for(num_ranges, 1, num_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t range = begin; range < end; ++range) {
-      const int64_t first = range * kGrain;
-      finite[range] = all_finite<isa>(values + first, std::min(kGrain, count - first));
-    }
+  std::atomic<int> found{0};
+  parallel_for(count, kGrain, num_threads, [&](int64_t begin, int64_t end) {
+    if (!all_finite<isa>(values + begin, end - begin)) found = 1;
   });
-  int all = 1;
-  for (int64_t range = 0; range < num_ranges; ++range) all &= finite[range];
-  return all == 1;
+  return found == 0;
 }
 
 template bool all_finite_cpu<kIsa, float>(const float*, int64_t, int);

@@ -10,8 +10,8 @@ namespace {
 Isa best_isa() {
 #if defined(JOINTMAE_X86)
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#if defined(__clang__) || \
-    __GNUC__ >= 11  // older ones do not know the name; only a virtual machine has one without the other
+// Older ones do not know the name; only a virtual machine has one without the other.
+#if defined(__clang__) || __GNUC__ >= 11
   avx2 = avx2 && __builtin_cpu_supports("f16c");
 #endif
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&

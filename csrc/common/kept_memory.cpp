@@ -1,17 +1,13 @@
 #include "common/kept_memory.h"
 
 #include <algorithm>
-#include <atomic>
 #include <iterator>
 #include <mutex>
 #include <new>
 #include <vector>
 
 #include "common/huge_pages.h"
-
-#if !defined(_WIN32)
-#include <pthread.h>
-#endif
+#include "common/of_process.h"
 
 namespace jointmae {
 namespace {
@@ -22,6 +18,7 @@ constexpr int64_t kStep = kKeptBytes > 0 ? kHugePage : 1;  // of sizes
 
 int64_t round_up(int64_t num_bytes) { return (num_bytes + kStep - 1) / kStep * kStep; }
 
+// Of the process: results may outlive everything else.
 class Store {
  public:
   Store() { kept_.reserve(kKeptBytes / kHugePage); }  // so that to give back allocates nothing
@@ -76,30 +73,15 @@ class Store {
   int64_t num_bytes_ = 0;
 };
 
-// Never destroyed: a result may outlive everything else. A forked child leaves its copy behind, as in parallel.cpp.
-std::atomic<Store*> store{nullptr};
-
-Store& the_store() {
-  static const bool registered = [] {
-#if !defined(_WIN32)
-    pthread_atfork(nullptr, nullptr, [] { store = new Store; });
-#endif
-    store = new Store;
-    return true;
-  }();
-  (void)registered;
-  return *store;
-}
-
 }  // namespace
 
 void* take_memory(int64_t num_bytes) {
   if (num_bytes < 1 || num_bytes > INT64_MAX - kStep) throw std::bad_alloc();
-  return the_store().take(round_up(num_bytes));
+  return of_process<Store>().take(round_up(num_bytes));
 }
 
-void give_back_memory(void* memory, int64_t num_bytes) { the_store().give_back(memory, round_up(num_bytes)); }
+void give_back_memory(void* memory, int64_t num_bytes) { of_process<Store>().give_back(memory, round_up(num_bytes)); }
 
-int64_t kept_bytes() { return the_store().num_bytes(); }
+int64_t kept_bytes() { return of_process<Store>().num_bytes(); }
 
 }  // namespace jointmae

@@ -10,9 +10,7 @@
 #include <thread>
 #include <vector>
 
-#if !defined(_WIN32)
-#include <pthread.h>
-#endif
+#include "common/of_process.h"
 
 namespace jointmae {
 namespace {
@@ -41,6 +39,7 @@ struct Job {
   }
 };
 
+// Of the process: its threads sleep until that ends.
 class Pool {
  public:
   void run(Job& job, int num_helpers) {
@@ -86,22 +85,6 @@ class Pool {
   std::vector<std::thread> threads_;
 };
 
-// Never destroyed: its threads sleep until the process ends. A forked child has none of them, and its copy of the
-// mutex may be locked for ever, so it leaves that pool behind and starts a new one.
-std::atomic<Pool*> pool{nullptr};
-
-Pool& the_pool() {
-  static const bool registered = [] {
-#if !defined(_WIN32)
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
-#endif
-    pool = new Pool;
-    return true;
-  }();
-  (void)registered;
-  return *pool;
-}
-
 }  // namespace
 
 void parallel_for(int64_t n, int64_t grain, int num_threads, const std::function<void(int64_t, int64_t)>& body) {
@@ -113,7 +96,7 @@ void parallel_for(int64_t n, int64_t grain, int num_threads, const std::function
   if (num_helpers == 0) {
     job.run();
   } else {
-    the_pool().run(job, num_helpers);
+    of_process<Pool>().run(job, num_helpers);
   }
   if (job.error) std::rethrow_exception(job.error);
 }

@@ -21,8 +21,9 @@ double exponent_per_depth(double temperature) {
 }
 
 // exp(-z / temperature) = mantissa * 2^exponent. The exponent is a whole number, and the mantissa within sqrt(2)^+-1,
-// but for exponents beyond 2^24: there floats are farther apart than whole numbers, and it takes what is left, 2^+-32 up
-// to exponents of 2^30. Beyond those two depths that are not the same are 64 powers of two apart, 32 of which remain.
+// but for exponents beyond 2^24: there floats are farther apart than whole numbers, and it takes what is left, 2^+-32
+// up to exponents of 2^30. Beyond those two depths that are not the same are 64 powers of two apart, 32 of which
+// remain.
 template <typename T>
 struct DepthWeight {
   T mantissa, exponent;

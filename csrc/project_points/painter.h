@@ -89,12 +89,20 @@ class Painter {
     for (int64_t x = 0; x < W; ++x) depth[x] = winner[x] >= 0 ? z[x] : T(0);
   }
 
-  // Of a row; where nothing is covered any will do.
+  // Of a row, in runs; where nothing is covered any will do.
   template <typename Index>
   void write_exponents(const Seen<isa, T>& seen, const Index* __restrict__ winner, T* __restrict__ exponents) const {
+    constexpr int64_t kRun = 16;
     const T* __restrict__ exponent = seen.exponent;
+    for (int64_t x = 0; x < spec_.W; x += kRun) {
+      const int64_t count = std::min(kRun, spec_.W - x);
+      Index all = -1;
+#pragma omp simd reduction(& : all)
+      for (int64_t i = 0; i < count; ++i) all &= winner[x + i];
+      if (all == -1) continue;  // all of them are
 #pragma omp simd
-    for (int64_t x = 0; x < spec_.W; ++x) exponents[x] = exponent[winner[x] > 0 ? winner[x] : 0];
+      for (int64_t i = 0; i < count; ++i) exponents[x + i] = exponent[winner[x + i] > 0 ? winner[x + i] : 0];
+    }
   }
 
   const ProjectSpec& spec_;

@@ -26,7 +26,8 @@ inline constexpr double kNearestDepth = 1e-6;
 // ties lowest; depth of a pixel that points i cover is
 //   zbuffer   z of `index`
 //   soft      sum w_i z_i / sum w_i,  w_i = exp(-d_i^2 / 2 sigma^2) exp(-(z_i - z_min) / temperature), d_i from the
-//             pixel's centre to (u, v); coverage = sum w / (sum w + background)
+//             pixel's centre to (u, v); coverage = sum w / (sum w + background); exp(-z / temperature) as in
+//             depth_weight.h
 //   harmonic  count / sum w_i,  w_i = 1 / z_i
 // and 0 where no point covers it. Sums run in the order of the points. T is float or double.
 //

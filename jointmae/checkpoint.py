@@ -85,13 +85,18 @@ def load(path: Path) -> Checkpoint:
 
 def _verified_files(path: Path) -> dict[str, bytes]:
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        written = (path / "manifest.json").read_bytes()
         data = {name: (path / name).read_bytes() for name in _FILES}
-    except (OSError, ValueError) as error:
+        manifest = json.loads(written)
+    except OSError as error:
         raise CheckpointError(f"{path}: not a complete checkpoint, wanted a step-N folder ({error})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path / 'manifest.json'}: damaged ({error})") from error
     for name, content in data.items():
         if not isinstance(manifest, dict) or manifest.get(name) != hashlib.sha256(content).hexdigest():
             raise CheckpointError(f"{path / name}: damaged (its SHA-256 is not the one in manifest.json)")
+    if written != to_json({name: manifest[name] for name in _FILES}).encode():  # something else is in it, or missing
+        raise CheckpointError(f"{path / 'manifest.json'}: damaged (not as it was written)")
     return data
 
 

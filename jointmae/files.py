@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,23 @@ from jointmae.errors import DiskError
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusal to write `path` into a DiskError that names it."""
+def disk_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
+    """Turns the operating system's refusal to write `path`, and `num_bytes` to it, into a DiskError that says so."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        size = f" ({num_bytes:,} bytes{_free(path)})" if num_bytes > 0 else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "Make room, or choose another place to write to." if full else "Choose another place to write to."
-        raise DiskError(f"cannot write {path}: {reason}. {advice}") from error
+        raise DiskError(f"cannot write {path}{size}: {reason}. {advice}") from error
+
+
+def _free(path: Path) -> str:
+    try:
+        return f"; {shutil.disk_usage(path.parent).free:,} free"
+    except OSError:  # what cannot be asked is not said
+        return ""
 
 
 def make_folder(path: Path) -> None:
@@ -38,7 +47,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Writes `path` by way of a temporary neighbour, synced to the disk before it takes the name."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + ".tmp")
-    with disk_errors(path):
+    with disk_errors(path, len(data)):
         try:
             with temporary.open("wb") as file:
                 file.write(data)

@@ -3,6 +3,7 @@
 config.json      what is trained               metrics.jsonl    losses by step: config, data and seed decide every byte
 env.json         on which machine              timings.jsonl    speed and memory by step
 status.json      for people and schedulers     checkpoints/     the newest two and the best
+non_finite.json  the batch that ended a run whose loss or gradient was NaN or infinite
 model.safetensors, report.html, README.md      at the end
 """
 
@@ -65,6 +66,8 @@ class RunFolder:
 
     def begin(self) -> None:
         """Writes what is run, and where: once it is known that the run can go on."""
+        with disk_errors(self.path):
+            (self.path / "non_finite.json").unlink(missing_ok=True)  # of an attempt before
         write_atomically(self.path / "config.json", to_json(self._config))
         write_atomically(self.path / "env.json", to_json(environment()))
 
@@ -88,10 +91,11 @@ class RunFolder:
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Adds one JSON line to `name`.jsonl."""
         file = self.path / f"{name}.jsonl"
-        with disk_errors(file):
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with disk_errors(file, len(line)):
             if name not in self._files:
                 self._files[name] = file.open("a", encoding="utf-8")
-            self._files[name].write(json.dumps(record, allow_nan=False) + "\n")
+            self._files[name].write(line)
             self._files[name].flush()
 
     def sync(self) -> None:

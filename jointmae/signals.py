@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that is asked to stop saves first, and says so with its exit code."""
+"""SIGTERM, SIGINT and SIGUSR1: a run that is asked to stop saves first, and says so with its exit code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(BaseException):
@@ -19,9 +21,10 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """While entered, SIGTERM and SIGINT raise Stopped; inside `deferred` only once that block has ended.
+    """While entered, SIGTERM, SIGINT and SIGUSR1 raise Stopped; inside `deferred` only once that block has ended.
 
-    The handlers found are put back at the end. Outside the main thread, where Python allows none, this does nothing.
+    SIGUSR1 is what SLURM sends ahead of a time limit (`--signal=USR1@60`). The handlers found are put back at the end.
+    Outside the main thread, where Python allows none, this does nothing.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {number: signal.signal(number, self._note) for number in _STOP_SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -25,7 +25,7 @@ from jointmae.config import ModelConfig, TrainConfig
 from jointmae.data import PointClouds, concat, load, normalize_unit_sphere, scale_and_shift, splits_of
 from jointmae.device import choose_device, memory_bytes, out_of_memory_errors
 from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, UsageError
-from jointmae.files import write_atomically
+from jointmae.files import to_json, write_atomically
 from jointmae.limits import require_valid
 from jointmae.model import JointMAE, Reconstruction
 from jointmae.model.masking import Draws, draw
@@ -250,9 +250,16 @@ class Trainer:
             raise self._not_finite(what, value, ids)
 
     def _not_finite(self, what: str, value: float, ids: Tensor) -> NonFiniteError:
+        """What to raise; the clouds of the batch are left in non_finite.json."""
+        clouds = [{"id": i, "name": self.clouds.names[i]} for i in ids.tolist()]
+        record = {"step": self.step, "what": what, "value": str(value), "clouds": clouds}
+        file = self.folder.path / "non_finite.json"
+        with contextlib.suppress(DiskError):  # the message names the first of them
+            write_atomically(file, to_json(record))
+        shown = ", ".join(map(str, ids[:8].tolist())) + (f", ... (all in {file})" if len(ids) > 8 else "")
         return NonFiniteError(
             f"the {what} of step {self.step} is {value}; the optimizer has not stepped.\n"
-            f"Clouds of the batch: {', '.join(map(str, ids[:8].tolist()))}{', ...' if len(ids) > 8 else ''}\n"
+            f"Clouds of the batch: {shown}\n"
             "Try a lower --lr or --clip-grad 1 with another --out; the newest checkpoint here is intact."
         )
 

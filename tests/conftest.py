@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--every-fault", action="store_true", help="tests/simt: all faults are planted, each barrier removed once"
     )
     parser.addoption("--every-tile", action="store_true", help="the Triton kernels are compiled for all they are for")
+    parser.addoption("--release", action="store_true", help="tests/faults: as many faults as before a release, hours")
 
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

@@ -17,7 +17,7 @@ import jointmae
 from jointmae import checkpoint
 from jointmae.checkpoint import Checkpoint
 from jointmae.errors import CheckpointError, DiskError
-from jointmae.files import write_atomically
+from jointmae.files import to_json, write_atomically
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
@@ -74,8 +74,6 @@ def test_damage_is_found_and_an_older_checkpoint_taken(tmp_path, name, damage):
     else:
         flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         file.write_bytes({"flip a bit": flipped, "cut short": data[:-1], "empty": b""}[damage])
-    if (name, damage) == ("manifest.json", "cut short"):  # its last byte is a line break
-        file.write_bytes(data[:-3])
     found, (complaint,) = checkpoint.load_newest(tmp_path)
     assert same(found, example(1))
     assert "step-2" in complaint and (name in complaint or name == "manifest.json")
@@ -105,7 +103,7 @@ def test_a_true_manifest_of_foreign_files(tmp_path):
         shutil.copytree(path, copy)
         (copy / name).write_bytes(content)
         manifest = json.loads((copy / "manifest.json").read_text())
-        (copy / "manifest.json").write_text(json.dumps({**manifest, name: hashlib.sha256(content).hexdigest()}))
+        (copy / "manifest.json").write_text(to_json({**manifest, name: hashlib.sha256(content).hexdigest()}))
         with pytest.raises(CheckpointError, match="another program or version"):
             checkpoint.load(copy)
 

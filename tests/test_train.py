@@ -521,6 +521,22 @@ def test_a_loss_that_is_not_finite(tmp_path, command):
     assert "the optimizer has not stepped" in status(tmp_path)["message"]
 
 
+def test_the_clouds_of_a_batch_that_is_not_finite(tmp_path, command):
+    """All of them are in a file, with their names; an attempt that goes well takes it away."""
+    argv = small_argv(tmp_path, "--batch-size", "12")
+    with pytest.MonkeyPatch.context() as patch:
+        forward, nan = JointMAE.forward, torch.tensor(torch.nan)
+        patch.setattr(JointMAE, "forward", lambda *arguments: forward(*arguments)._replace(loss=nan))
+        outcome = command(argv)
+    file = tmp_path / "run" / "non_finite.json"
+    assert fails(outcome, 5, f", ... (all in {file})")
+    record = json.loads(file.read_text())
+    names = load(tmp_path / "clouds.h5").names
+    assert len(record["clouds"]) == 12 and all(cloud["name"] == names[cloud["id"]] for cloud in record["clouds"])
+    assert (record["what"], record["step"], record["value"]) == ("loss", 0, "nan")
+    assert command(argv).code == 0 and not file.exists()
+
+
 def test_only_the_loss_is_not_finite(tmp_path, command, monkeypatch):
     forward = JointMAE.forward
     infinite = lambda *arguments: forward(*arguments)._replace(loss=torch.tensor(torch.inf))  # noqa: E731

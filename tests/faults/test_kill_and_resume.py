@@ -1,10 +1,11 @@
-"""A run that real signals stop, again and again, ends in the same bytes. JOINTMAE_KILLS=50 kills more often."""
+"""A run that real signals stop, again and again, or in any phase, ends in the same bytes."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import results, small_argv
+from tests.runs import results, small_argv, write_clouds
 
-KILLS = int(os.environ.get("JOINTMAE_KILLS", "4"))
 # Checkpoints all the time, so that a good part of the kills hits a save; steps take a few hundredths of a second.
 COMMAND = """
 import sys
@@ -26,10 +26,10 @@ cli.run(train.main)
 """
 
 
-def start(argv: list[str]) -> subprocess.Popen[str]:
+def start(argv: list[str], code: str = COMMAND) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *argv],
+        [sys.executable, "-c", code, *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,28 +69,35 @@ def whole(tmp_path_factory):
     return folder
 
 
-def test_killed_again_and_again(whole, tmp_path):
-    """SIGKILL at random moments; each attempt is let live until it has written something."""
+def test_killed_again_and_again(whole, tmp_path, release):
+    """SIGKILL at random moments, 10 times (1,000 with --release); each attempt lives until it has written something."""
     generator = random.Random(0)
+    shutil.copy(whole / "clouds.h5", tmp_path)
     argv = small_argv(tmp_path, "--epochs", "6")
-    run, kills = tmp_path / "run", 0
-    while kills < KILLS:
+    run, kills, runs = tmp_path / "run", 0, 1
+    while kills < (1000 if release else 10):
         before = progress_of(run)
         process = start(argv)
         if wait_for_progress(process, run, before):
             time.sleep(generator.uniform(0, 0.25))
         process.kill()
         _, err = process.communicate(timeout=120)
-        kills += 1
         assert process.returncode in (-signal.SIGKILL, 0) and err == "", err
-        if process.returncode == 0:
-            break
+        if process.returncode == 0:  # it was done: from the beginning
+            assert results(run) == results(whole / "run")
+            shutil.rmtree(run)
+            runs += 1
+        kills += process.returncode != 0
     finish(argv)
     assert results(run) == results(whole / "run")
     assert not list(run.rglob("step-*.tmp"))
+    print(f"{kills} kills in {runs} runs, all of which ended in the bytes of a run that was not killed")
 
 
-@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
+SIGNALS = [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT"), (signal.SIGUSR1, 138, "SIGUSR1")]
+
+
+@pytest.mark.parametrize(("number", "code", "name"), SIGNALS)
 def test_asked_to_stop(whole, tmp_path, number, code, name):
     argv = small_argv(tmp_path, "--epochs", "6")
     run = tmp_path / "run"
@@ -104,6 +111,62 @@ def test_asked_to_stop(whole, tmp_path, number, code, name):
     assert out.splitlines()[-1] == f"stopped by {name}; the same command resumes at step {status['step']}"
     finish(argv)
     assert results(run) == results(whole / "run")
+
+
+# Where a run is when it is stopped: the function that it is in, and whether it can say so in status.json.
+PHASES = {
+    "data": ("jointmae.trainer.load_training_data", False),
+    "building the model": ("jointmae.trainer.adamw", False),
+    "the first step": ("jointmae.trainer.make_batch", True),
+    "a save": ("jointmae.checkpoint.save", True),
+    "the last weights": ("safetensors.torch.save", True),
+    "evaluation": ("jointmae.evaluate.evaluate_run", True),
+}
+PAUSE = """
+import sys, time, importlib
+name, function = sys.argv.pop(1).rsplit(".", 1)
+module = importlib.import_module(name)
+entered = getattr(module, function)
+def pause(*arguments, **options):
+    print("here", flush=True)
+    time.sleep(0.5)
+    return entered(*arguments, **options)
+setattr(module, function, pause)
+"""
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory):
+    """A run on labelled clouds, without evaluation."""
+    folder = tmp_path_factory.mktemp("epoch")
+    write_clouds(folder / "clouds.h5", test=9, labels=True)
+    finish(small_argv(folder, "--epochs", "1"))
+    return folder
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_asked_to_stop_in_any_phase(one_epoch, tmp_path_factory, phase, release):
+    """SIGTERM (and with --release the others): its exit code, no traceback, and the run goes on exactly."""
+    function, recorded = PHASES[phase]
+    for number, code, name in SIGNALS if release else SIGNALS[:1]:
+        folder = tmp_path_factory.mktemp("phase")
+        shutil.copy(one_epoch / "clouds.h5", folder)
+        argv = small_argv(folder, "--epochs", "1")
+        process = start([function, *(word for word in argv if word != "--no-evaluate")], PAUSE + COMMAND)
+        assert process.stdout is not None
+        while process.stdout.readline() not in ("here\n", ""):
+            pass
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        if recorded:
+            status = json.loads((folder / "run/status.json").read_text())
+            assert (process.returncode, status["state"], status["exit_code"]) == (code, "stopped", code), (out, err)
+            assert f"stopped by {name}; the same command resumes at step {status['checkpoint']}" in out
+        else:  # nothing is there to be saved yet: the system's own way will do
+            assert process.returncode in (-number, code), (out, err)
+        finish(argv)
+        assert results(folder / "run") == results(one_epoch / "run")
 
 
 def test_a_file_that_may_not_grow_is_a_full_disk(whole, tmp_path):

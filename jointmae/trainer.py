@@ -30,7 +30,7 @@ from jointmae.limits import require_valid
 from jointmae.model import JointMAE, Reconstruction
 from jointmae.model.masking import Draws, draw
 from jointmae.optimizer import adamw, load_state_tensors, state_tensors
-from jointmae.progress import Progress, Snapshot
+from jointmae.progress import Pace, Progress, Snapshot
 from jointmae.random import Purpose
 from jointmae.run_folder import RunFolder, default_folder
 from jointmae.schedule import Schedule
@@ -119,6 +119,7 @@ class Trainer:
         self._saved_step = 0  # of the newest checkpoint in the folder
         self._last_checkpoint = time.monotonic()
         self._timed_steps, self._timed_from = 0, time.monotonic()  # since the last line
+        self.pace = Pace()
 
     def _wants_compile(self) -> bool:
         return self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
@@ -280,6 +281,7 @@ class Trainer:
 
     def _after_step(self, epoch: int, lr: float, diagnostics: dict[str, float], progress: Progress) -> None:
         self._timed_steps += 1
+        self.pace.step()
         last = self.step == self.schedule.num_steps
         progress.show(self._snapshot(epoch, lr), force=last or self.step == 1)
         if self.step % LOG_STEPS == 0 or diagnostics:
@@ -340,6 +342,7 @@ class Trainer:
             loss_cross=loss_cross,
             lr=lr,
             clouds_per_second=self._speed(),
+            seconds_left=self.pace.seconds_for(self.schedule.num_steps - self.step),
             memory_bytes=memory_bytes(self.device),
         )
 

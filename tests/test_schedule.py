@@ -6,13 +6,14 @@ import dataclasses
 import math
 import os
 import pty
+import random
 import subprocess
 import sys
 
 import pytest
 
 from jointmae.config import TrainConfig
-from jointmae.progress import Progress, Snapshot, duration
+from jointmae.progress import Pace, Progress, Snapshot, duration
 from jointmae.schedule import Schedule
 
 
@@ -67,7 +68,7 @@ def test_durations(seconds, text):
 
 def snapshot(**changes) -> Snapshot:
     values = dict(epoch=0, num_epochs=3, step=10, num_steps=110, batch_size=8, loss_3d=0.5, loss_2d=0.25)
-    values |= dict(loss_cross=0.125, lr=1e-3, clouds_per_second=16.0, memory_bytes=3 * 2**29)
+    values |= dict(loss_cross=0.125, lr=1e-3, clouds_per_second=16.0, seconds_left=50.0, memory_bytes=3 * 2**29)
     return Snapshot(**{**values, **changes})
 
 
@@ -75,8 +76,22 @@ def test_the_line():
     assert snapshot().line() == (
         "epoch 1/3  step 10/110  L_3D 0.5000  L_2D 0.2500  L_3D-2D 0.1250  lr 1.0e-03  16 clouds/s  1.5 GiB  ETA 0:50"
     )
-    assert snapshot(clouds_per_second=0.0).line().endswith("ETA ?")
-    assert snapshot(step=110).line().endswith("ETA 0:00")
+    assert snapshot(seconds_left=math.inf).line().endswith("ETA ?")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_after_a_tenth_of_a_run_its_end_is_known_within_a_tenth(seed):
+    """Steps of 0.1 s that vary by half, a long first one, a checkpoint now and then."""
+    generator, now, done = random.Random(seed), 0.0, 0.0
+    pace, num_steps, told = Pace(lambda: now), 2000, math.inf
+    assert pace.seconds_for(num_steps) == math.inf
+    for step in range(1, num_steps + 1):
+        now += 0.1 * generator.lognormvariate(0, 0.5) + (60 if step == 1 else 0) + (0.5 if step % 50 == 0 else 0)
+        pace.step()
+        if step == num_steps // 10:
+            done, told = now, pace.seconds_for(num_steps - step)
+    assert told == pytest.approx(now - done, rel=0.1)
+    assert pace.seconds_for(0) == 0
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
@@ -102,11 +117,11 @@ except KeyboardInterrupt:
 """
 
 
-def test_one_live_line_on_a_terminal():
-    """On a terminal of 200 columns: one line that is drawn again, and the cursor is there again at the end."""
+def on_a_terminal(code: str) -> str:
+    """What `code` says on a terminal of 200 columns."""
     reader, terminal = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", LIVE], stdout=terminal, env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], stdout=terminal, env=environment, check=True, timeout=120)
     os.close(terminal)
     said = b""
     try:
@@ -115,7 +130,34 @@ def test_one_live_line_on_a_terminal():
     except OSError:  # how Linux says that the other end is closed
         pass
     os.close(reader)
-    text = said.decode()
+    return said.decode()
+
+
+def test_one_live_line_on_a_terminal():
+    """One line that is drawn again, and the cursor is there again at the end."""
+    text = on_a_terminal(LIVE)
     hide, show = "\x1b[?25l", "\x1b[?25h"
     assert text.index(hide) < text.rindex("step 5/110") < text.rindex(show) < text.index("after")
     assert "a line in between" in text
+
+
+COST = """
+import time
+from jointmae.progress import Progress
+from tests.test_schedule import snapshot
+with Progress() as progress:
+    progress.show(snapshot(step=0), force=True)  # loads what it needs
+    begin, cost = time.monotonic(), 0.0
+    for step in range(40):
+        before = time.thread_time()
+        progress.show(snapshot(step=step))
+        cost += time.thread_time() - before
+        time.sleep(0.05)
+    share = cost / (time.monotonic() - begin)
+print(f"share {share:.5f}")
+"""
+
+
+def test_the_live_line_takes_less_than_a_hundredth_of_the_time():
+    """Of 40 steps of 0.05 s."""
+    assert float(on_a_terminal(COST).rsplit("share ", 1)[1].split()[0]) < 0.01

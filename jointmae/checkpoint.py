@@ -73,7 +73,10 @@ def _discard(path: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint in `path` (a step-N folder), every file verified. Raises CheckpointError naming the bad file."""
+    """The checkpoint in `path` (a step-N folder), every file verified.
+
+    Raises CheckpointError naming the bad file, DiskError if the system refuses to read one.
+    """
     data = _verified_files(path)
     try:
         model, optimizer = (safetensors.torch.load(data[name]) for name in _FILES[:2])
@@ -88,15 +91,17 @@ def _verified_files(path: Path) -> dict[str, bytes]:
         written = (path / "manifest.json").read_bytes()
         data = {name: (path / name).read_bytes() for name in _FILES}
         manifest = json.loads(written)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise CheckpointError(f"{path}: not a complete checkpoint, wanted a step-N folder ({error})") from error
+    except OSError as error:  # it may be whole: nothing is to be deleted for that
+        raise DiskError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(f"{path / 'manifest.json'}: damaged ({error})") from error
     for name, content in data.items():
         if not isinstance(manifest, dict) or manifest.get(name) != hashlib.sha256(content).hexdigest():
             raise CheckpointError(f"{path / name}: damaged (its SHA-256 is not the one in manifest.json)")
     if written != to_json({name: manifest[name] for name in _FILES}).encode():  # something else is in it, or missing
-        raise CheckpointError(f"{path / 'manifest.json'}: damaged (not as it was written)")
+        raise CheckpointError(f"{path / 'manifest.json'}: damaged, or written by another version")
     return data
 
 

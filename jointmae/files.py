@@ -16,12 +16,12 @@ from jointmae.errors import DiskError
 
 @contextlib.contextmanager
 def disk_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Turns the operating system's refusal to write `path`, and `num_bytes` to it, into a DiskError that says so."""
+    """Turns the operating system's refusal to write `path`, and `num_bytes` to it, into a DiskError that names them."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        size = f" ({num_bytes:,} bytes{_free(path)})" if num_bytes > 0 else ""
+        size = f" ({num_bytes:,} bytes{_free(path)})" if num_bytes > 0 and error.errno == errno.ENOSPC else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "Make room, or choose another place to write to." if full else "Choose another place to write to."
         raise DiskError(f"cannot write {path}{size}: {reason}. {advice}") from error

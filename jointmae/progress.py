@@ -104,5 +104,5 @@ class Progress:
         if self._live:
             self._live.update(Text(snapshot.line()), refresh=due)
         elif due:
-            with contextlib.suppress(BrokenPipeError):  # the reader of a pipe has left: that must not end a run
+            with contextlib.suppress(OSError):  # a pipe's reader has left, a log's disk is full: no reason to end a run
                 print(snapshot.line(), flush=True)

@@ -3,7 +3,7 @@
 config.json      what is trained               metrics.jsonl    losses by step: config, data and seed decide every byte
 env.json         on which machine              timings.jsonl    speed and memory by step
 status.json      for people and schedulers     checkpoints/     the newest two and the best
-non_finite.json  the batch that ended a run whose loss or gradient was NaN or infinite
+non_finite.json  the batch that ended a run by a number that is NaN or infinite
 model.safetensors, report.html, README.md      at the end
 """
 
@@ -66,8 +66,9 @@ class RunFolder:
 
     def begin(self) -> None:
         """Writes what is run, and where: once it is known that the run can go on."""
-        with disk_errors(self.path):
-            (self.path / "non_finite.json").unlink(missing_ok=True)  # of an attempt before
+        stale = self.path / "non_finite.json"  # of the attempt before
+        with disk_errors(stale):
+            stale.unlink(missing_ok=True)
         write_atomically(self.path / "config.json", to_json(self._config))
         write_atomically(self.path / "env.json", to_json(environment()))
 

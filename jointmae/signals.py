@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+_USR1 = getattr(signal, "SIGUSR1", None)  # not on Windows
+_STOP_SIGNALS = [number for number in (signal.SIGTERM, signal.SIGINT, _USR1) if number is not None]
 
 
 class Stopped(BaseException):
@@ -23,8 +24,8 @@ class Stopped(BaseException):
 class StopSignals:
     """While entered, SIGTERM, SIGINT and SIGUSR1 raise Stopped; inside `deferred` only once that block has ended.
 
-    SIGUSR1 is what SLURM sends ahead of a time limit (`--signal=USR1@60`). The handlers found are put back at the end.
-    Outside the main thread, where Python allows none, this does nothing.
+    SIGUSR1 is what SLURM sends ahead of a time limit (`--signal=USR1@60`); whoever has taken it before keeps it. The
+    handlers found are put back at the end. Outside the main thread, where Python allows none, this does nothing.
     """
 
     def __init__(self) -> None:
@@ -34,16 +35,18 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _STOP_SIGNALS}
+            found = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+            ours = [number for number in found if number != _USR1 or found[number] == signal.SIG_DFL]
+            self._before = {number: signal.signal(number, self._note) for number in ours}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._deferring and not self.wanted:
-            self.wanted = number
+        if self._deferring and number != self.wanted:  # a scheduler's SIGTERM after its SIGUSR1 does not hurry
+            self.wanted = self.wanted or number
             return
         raise Stopped(number)  # asked twice: at once
 

@@ -254,10 +254,11 @@ class Trainer:
         """What to raise; the clouds of the batch are left in non_finite.json."""
         clouds = [{"id": i, "name": self.clouds.names[i]} for i in ids.tolist()]
         record = {"step": self.step, "what": what, "value": str(value), "clouds": clouds}
-        file = self.folder.path / "non_finite.json"
+        file, where = self.folder.path / "non_finite.json", ""
         with contextlib.suppress(DiskError):  # the message names the first of them
             write_atomically(file, to_json(record))
-        shown = ", ".join(map(str, ids[:8].tolist())) + (f", ... (all in {file})" if len(ids) > 8 else "")
+            where = f" (see {file})"
+        shown = ", ".join(map(str, ids[:8].tolist())) + (", ..." if len(ids) > 8 else "") + where
         return NonFiniteError(
             f"the {what} of step {self.step} is {value}; the optimizer has not stepped.\n"
             f"Clouds of the batch: {shown}\n"
@@ -368,7 +369,8 @@ class Trainer:
     def _stopped(self, stop: Stopped) -> int:
         self._record("stopped", stop.exit_code, f"stopped by {stop.name}")
         command = "the same command" if self.config.resume == "auto" else "the same command without --resume"
-        print(f"stopped by {stop.name}; {command} resumes at step {self._saved_step}", flush=True)
+        with contextlib.suppress(OSError):  # stdout may be on a full disk, or closed
+            print(f"stopped by {stop.name}; {command} resumes at step {self._saved_step}", flush=True)
         return stop.exit_code
 
     @contextlib.contextmanager

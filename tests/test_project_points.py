@@ -191,17 +191,26 @@ def test_temperature_far_below_the_range(device):
     assert result.depth.item() == 1
 
 
-@pytest.mark.parametrize("temperature", [1e-9, 1e-6, 1e-3, 0.05, 10.0, 1e9])
+def test_gradients_of_weights_that_underflow(device):
+    points = torch.tensor([[[0.0, 0.0, 1.0]]], device=device, requires_grad=True)
+    intrinsics = torch.tensor([[1.0, 0, 2.95], [0, 1, 2.95], [0, 0, 1]], device=device)
+    result = project_points(points, IDENTITY.to(device), intrinsics, (5, 5), 2, "soft", sigma=0.25)
+    (result.depth.sum() + result.coverage.sum()).backward()
+    assert result.coverage[0, 0, 0, 0] < 1e-30 and torch.isfinite(points.grad).all() and points.grad[0, 0, 2] != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-38, 1e-9, 1e-6, 1e-3, 0.05, 10.0, 1e9])
 @pytest.mark.parametrize("z", [2e-6, 1e-3, 1.0, 3.7e2, 5.3e4, 2.9e7, 1.1e12])
-def test_depths_and_temperatures_of_any_size(device, z, temperature):
+def test_depths_and_temperatures_of_any_size(device, z, temperature, dtype):
     """Points a few temperatures or a few floats apart, whose weights alone would under- or overflow."""
     torch.manual_seed(0)
     steps = torch.tensor([0.0, 0.3, 1.0, 2.5, 7.0, 90.0, 4000.0], dtype=torch.float64)
-    depths = (z + steps * max(temperature, z * 2**-23)).float()
+    depths = (z + steps * max(temperature, z * 2**-23)).to(dtype)
     for order in (torch.arange(7), torch.randperm(7)):
         points = torch.stack([depths[order] * 0.25, depths[order] * -0.25, depths[order]], dim=-1)[None].to(device)
-        intrinsics = torch.tensor([[2.0, 0, 1.3], [0, 2.0, 1.6], [0, 0, 1]], device=device)
-        args = (IDENTITY.to(device), intrinsics, (3, 3), 1, "soft")
+        intrinsics = torch.tensor([[2.0, 0, 1.3], [0, 2.0, 1.6], [0, 0, 1]], device=device, dtype=dtype)
+        args = (IDENTITY.to(device, dtype), intrinsics, (3, 3), 1, "soft")
         result = project_points(points, *args, temperature=temperature)
         exact = expected(points.double(), args[0].double(), intrinsics.double(), *args[2:], temperature=temperature)
         assert torch.equal(result.index, exact.index)

@@ -356,7 +356,9 @@ def send(number):
     return wrap
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
+)
 @pytest.mark.parametrize("step", [1, 4, 6, 12])
 def test_a_signal_saves_the_step_at_hand(whole, tmp_path, command, number, code, step):
     """In the first step, in the middle of an epoch, in its last step, in the run's last step."""
@@ -529,7 +531,7 @@ def test_the_clouds_of_a_batch_that_is_not_finite(tmp_path, command):
         patch.setattr(JointMAE, "forward", lambda *arguments: forward(*arguments)._replace(loss=nan))
         outcome = command(argv)
     file = tmp_path / "run" / "non_finite.json"
-    assert fails(outcome, 5, f", ... (all in {file})")
+    assert fails(outcome, 5, f", ... (see {file})")
     record = json.loads(file.read_text())
     names = load(tmp_path / "clouds.h5").names
     assert len(record["clouds"]) == 12 and all(cloud["name"] == names[cloud["id"]] for cloud in record["clouds"])

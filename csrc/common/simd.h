@@ -77,7 +77,7 @@ struct Simd {
 #endif
   }
 
-  // 2^exponent for whole numbers up to 0; 0 where that is no normal number.
+  // 2^exponent for whole numbers up to 0; 0 where that is no normal number, anything for numbers above 0.
   static Vector power_of_two(Vector exponent) {
     constexpr T kLowest = sizeof(T) == 4 ? T(-127) : T(-1023);
     constexpr T kShift = sizeof(T) == 4 ? T(12582912 + 127) : T(6755399441055744 + 1023);

@@ -20,8 +20,8 @@ struct DrawnView {
   const int32_t* index;
 };
 
-// What each pixel of a canvas passes back. soft: a point's share is its weight, relative to that of the nearest point,
-// times Q + P (z - D), the derivative of the loss to it. harmonic: P / z^2.
+// What each pixel of a canvas passes back. soft: a point's share is its weight, which the mantissa of the nearest point
+// divides in P and Q, times Q + P (z - D), the derivative of the loss to it. harmonic: P / z^2.
 template <Isa isa, typename T>
 struct PixelGradients {
   template <int64_t kWidth>
@@ -44,7 +44,7 @@ template <Isa isa, typename T, int64_t kWidth>
 void pixel_gradients(const DrawnView<isa, T>& view, const Seen<isa, T>& seen, const ProjectSpec& spec,
                      const Canvas<isa, T, kWidth> canvas, int64_t y, const PixelGradients<isa, T>& out) {
   const bool soft = spec.mode == ProjectMode::soft;
-  const T background = static_cast<T>(spec.background);
+  const T background = static_cast<T>(spec.background), least = static_cast<T>(soft ? kLeastWeight : 0.0);
   for_each_run<isa>(view.weight_sum + y * spec.W, spec.W, [&](int64_t x, int64_t count, bool empty) {
     const int64_t from = y * spec.W + x, to = canvas.row(y) + x;
     const T* __restrict__ w = view.weight_sum + from, * __restrict__ depth = view.depth + from;
@@ -62,8 +62,8 @@ void pixel_gradients(const DrawnView<isa, T>& view, const Seen<isa, T>& seen, co
     if (view.grad_depth) {
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) {
-        const T per_w = grad_depth[i] / (w[i] > 0 ? w[i] : T(1)), p = soft ? per_w : per_w * depth[i];
-        P[i] = w[i] > 0 ? p : T(0);
+        const T per_w = grad_depth[i] / (w[i] > least ? w[i] : T(1)), p = soft ? per_w : per_w * depth[i];
+        P[i] = w[i] > least ? p : T(0);
       }
     }
     if (!soft) return;
@@ -71,7 +71,7 @@ void pixel_gradients(const DrawnView<isa, T>& view, const Seen<isa, T>& seen, co
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) {
         const T total = w[i] + background, q = (grad_coverage[i] * background) / (total * total);
-        Q[i] = w[i] > 0 ? q : T(0);
+        Q[i] = w[i] > least ? q : T(0);
       }
     }
     const T* __restrict__ per_mantissas = seen.per_mantissa, * __restrict__ exponents = seen.exponent;

@@ -17,6 +17,9 @@ struct ProjectSpec {
   double sigma, temperature, background;  // soft mode only: pixels, depth, weight
 };
 
+// A pixel whose weights add up to less passes no gradient: it could overflow.
+inline constexpr double kLeastWeight = 1e-30;
+
 // A point not farther in front of the camera than this is behind it.
 inline constexpr double kNearestDepth = 1e-6;
 

@@ -60,14 +60,15 @@ struct Sums {
 template <ProjectMode mode>
 __device__ __forceinline__ void add(const Pixel& pixel, float z, float w, float exponent, float dy,
                                     const SoftWeights& soft, Sums& sums) {
-  const float total = pixel.weight_sum, per_w = total > 0.0f ? pixel.grad_depth / total : 0.0f;
+  constexpr float kLeast = mode == ProjectMode::soft ? static_cast<float>(kLeastWeight) : 0.0f;
+  const float total = pixel.weight_sum, per_w = total > kLeast ? pixel.grad_depth / total : 0.0f;
   if constexpr (mode == ProjectMode::zbuffer) {
     sums.weighted += pixel.grad_depth;
   } else if constexpr (mode == ProjectMode::harmonic) {
     sums.weighted += per_w * pixel.depth;
   } else {
     const float all = total + soft.background;
-    const float by_coverage = total > 0.0f ? (pixel.grad_coverage * soft.background) / (all * all) : 0.0f;
+    const float by_coverage = total > kLeast ? (pixel.grad_coverage * soft.background) / (all * all) : 0.0f;
     const float P = per_w * pixel.per_mantissa, Q = by_coverage * pixel.per_mantissa;
     w *= power_of_two<kIsa>(exponent - pixel.exponent);
     const float g = w * (P * (z - pixel.depth) + Q);

@@ -69,7 +69,7 @@ def project_points(
     - "soft": sum w_i z_i / sum w_i with w_i = exp(-d_i^2 / 2 sigma^2) exp(-(z_i - z_min) / temperature), d_i the
       distance in pixels from the pixel's centre to where the point projects, z_min the smallest z_i; and `coverage` =
       sum w / (sum w + background). Gradients of both reach x, y and z; z_min counts as a constant. Where the weights
-      underflow (a sigma far below a pixel) depth and coverage are 0.
+      underflow (a sigma far below a pixel) depth and coverage are 0; below a sum of 1e-30 they pass no gradient.
     - "harmonic": the harmonic mean, count / sum (1 / z_i). Its gradient goes along the viewing axis.
 
     In the modes zbuffer and harmonic `coverage` is 0 or 1; it has no gradient and is computed from `index` when it is

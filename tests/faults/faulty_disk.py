@@ -41,10 +41,11 @@ class Attempt:
             with said.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            what = {"": 0, "kill": -1}.get(fault) or getattr(errno, fault, 0)
+            what = {"": 0, "kill": -1}[fault] if fault in ("", "kill") else getattr(errno, fault)
             interpose.interpose_arm(os.fsencode(folder), ctypes.c_long(at), what)
             code = _exit_code(action, folder)
-            interpose.interpose_arm(b"", ctypes.c_long(0), 0) if fault else print(interpose.interpose_calls())
+            if not fault:
+                print(interpose.interpose_calls())
             sys.stdout.flush()
             os._exit(code)
         self.code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -74,7 +75,7 @@ def num_calls(action: Action, folder: Path) -> int:
 
 
 def require_named(attempt: Attempt, folder: Path, fault: str) -> None:
-    """Whether a failed attempt says which file could not be written, and why."""
+    """A failed attempt says which file could not be written, and why."""
     assert attempt.code == DISK_FAILED, (attempt.code, attempt.said)
     pattern = rf"cannot write {re.escape(str(folder))}\S*( \([\d,]+ bytes; [\d,]+ free\))?: {REASONS[fault]}\. "
     assert re.search(pattern, attempt.said), attempt.said
@@ -94,7 +95,8 @@ def saves(work: Path, fault: str, stride: int) -> str:
     for step in (1, 2, 3):
         checkpoint.save(before, example(step))
     calls = num_calls(save_and_rotate, Path(shutil.copytree(before, work / "count")))
-    newest, failed = [], 0
+    newest: list[int] = []
+    failed = sized = 0
     for at in range(1, calls + 1, stride):
         folder = Path(shutil.copytree(before, work / f"save-{at}"))
         attempt = Attempt(save_and_rotate, folder, at, fault)
@@ -105,6 +107,8 @@ def saves(work: Path, fault: str, stride: int) -> str:
             failed += 1
         found, complaints = checkpoint.load_newest(folder)
         assert found is not None and same(found, example(found.step)) and complaints == [], (at, complaints)
+        assert attempt.code != 0 or found.step == 4, at
+        sized += " bytes; " in attempt.said
         newest.append(found.step)
         if fault == "ENOSPC":
             assert not list(folder.glob("*.tmp")), at  # half a checkpoint does not fill up what is left
@@ -113,6 +117,7 @@ def saves(work: Path, fault: str, stride: int) -> str:
         assert checkpoint.steps(folder)[0] == 5 and 1 in checkpoint.steps(folder) and not list(folder.glob("*.tmp"))
         shutil.rmtree(folder)
     assert set(newest) == {3, 4} and newest == sorted(newest), newest
+    assert (fault == "kill" or failed > 15) and (sized > 0) == (fault == "ENOSPC"), (failed, sized)
     return f"{fault} in {len(newest)} of {calls} calls of a save: {failed} failed with exit code 74"
 
 
@@ -132,7 +137,7 @@ def runs(work: Path, fault: str, stride: int) -> str:
     whole.mkdir()
     calls = num_calls(run, whole)
     done = failed = 0
-    for at in range(1 + stride // 2, calls + 1, stride):
+    for at in sorted({1, *range(1 + stride // 2, calls, stride), calls}):
         folder = work / f"run-{at}"
         folder.mkdir()
         attempt = Attempt(run, folder, at, fault)
@@ -141,11 +146,14 @@ def runs(work: Path, fault: str, stride: int) -> str:
         elif attempt.code != 0:
             require_named(attempt, folder, fault)
             failed += 1
+        else:
+            assert results(folder / "run") == results(whole / "run"), at
         again = Attempt(run, folder)
         assert again.code == 0, again.said
         assert results(folder / "run") == results(whole / "run"), at
         shutil.rmtree(folder)
         done += 1
+    assert done >= 4 and (fault == "kill" or failed > 0), (calls, done, failed)
     return f"{fault} in {done} of {calls} calls of a run: {failed} failed with exit code 74, all went on exactly"
 
 

@@ -19,8 +19,9 @@ static char folder[PATH_MAX];
 static long calls, fault_at;
 static int fault;
 
-// From now on, below `path`: what happens at call `at` (1, 2...). COUNT only counts. EIO fails that call alone. ENOSPC
-// fails it if it needs room, and all later ones that do. Every other errno fails it and all later ones.
+// From now on, below `path`, in one thread: what happens at call `at` (1, 2...). COUNT only counts. EIO fails that call
+// alone. ENOSPC fails it if it needs room, half of a `write`, and all later ones that do. Every other errno fails it
+// and all later ones.
 void interpose_arm(const char* path, long at, int what) {
   snprintf(folder, sizeof folder, "%s", path);
   calls = 0, fault_at = at, fault = what;
@@ -70,23 +71,25 @@ static int fails(int needs_room) {
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 #define CHANGES (O_CREAT | O_TRUNC | O_WRONLY | O_RDWR)
 
+static int takes_mode(int flags) { return (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE; }
+
 #define OPEN(name)                                                                     \
   int name(const char* path, int flags, ...) {                                         \
     va_list more;                                                                      \
     va_start(more, flags);                                                             \
-    const mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;      \
+    const mode_t mode = takes_mode(flags) ? va_arg(more, mode_t) : 0;                  \
     va_end(more);                                                                      \
     if (flags & CHANGES && below(AT_FDCWD, path) && fails(flags & O_CREAT)) return -1; \
     return REAL(name)(path, flags, mode);                                              \
   }
-#define OPENAT(name)                                                              \
-  int name(int at, const char* path, int flags, ...) {                            \
-    va_list more;                                                                 \
-    va_start(more, flags);                                                        \
-    const mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0; \
-    va_end(more);                                                                 \
-    if (flags & CHANGES && below(at, path) && fails(flags & O_CREAT)) return -1;  \
-    return REAL(name)(at, path, flags, mode);                                     \
+#define OPENAT(name)                                                             \
+  int name(int at, const char* path, int flags, ...) {                           \
+    va_list more;                                                                \
+    va_start(more, flags);                                                       \
+    const mode_t mode = takes_mode(flags) ? va_arg(more, mode_t) : 0;            \
+    va_end(more);                                                                \
+    if (flags & CHANGES && below(at, path) && fails(flags & O_CREAT)) return -1; \
+    return REAL(name)(at, path, flags, mode);                                    \
   }
 OPEN(open)
 OPEN(open64)
@@ -95,10 +98,15 @@ OPENAT(openat64)
 
 ssize_t write(int file, const void* bytes, size_t size) {
   if (file_below(file)) {
-    if (fault == KILL && calls + 1 == fault_at) {
+    const int half = calls + 1 == fault_at && size > 1;
+    if (half && fault == KILL) {
       REAL(write)(file, bytes, size / 2);
       REAL(fsync)(file);
       die();
+    }
+    if (half && fault == ENOSPC) {  // what fits is written, and the rest fails
+      ++calls;
+      return REAL(write)(file, bytes, size / 2);
     }
     if (fails(1)) return -1;
   }

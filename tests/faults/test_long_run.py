@@ -14,7 +14,8 @@ from tests.runs import small_argv
 
 STEPS, EVERY, WARM = 2000, 100, 500
 COUNT = """
-import os, json, sys
+import gc, os, json, sys
+import torch
 from pathlib import Path
 from jointmae import cli, train, trainer
 counts, step = [], trainer.Trainer._train_step
@@ -23,7 +24,9 @@ def counted(self, progress):
     if self.step % every == 0:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-        counts.append((self.step, pages * os.sysconf("SC_PAGE_SIZE"), files, threads))
+        gc.collect()
+        tensors = sum(isinstance(it, torch.Tensor) for it in gc.get_objects())
+        counts.append((self.step, pages * os.sysconf("SC_PAGE_SIZE"), files, threads, tensors))
 every = int(sys.argv.pop(1))
 trainer.Trainer._train_step = counted
 code = train.main(sys.argv[1:])
@@ -34,7 +37,7 @@ sys.exit(code)
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux, whose /proc says what a process holds")
 def test_memory_files_and_threads_do_not_grow(tmp_path):
-    """2,000 steps with 166 checkpoints, the first 500 of them to warm up."""
+    """2,000 steps with a checkpoint every 12, the first 500 of them to warm up."""
     smaller = "--num-points 64 --num-centers 16 8 --num-neighbors 4 2 --num-target-neighbors 4 --image-size 32"
     argv = small_argv(tmp_path, *smaller.split(), "--batch-size", "2", "--epochs", "200", "--max-steps", str(STEPS))
     done = subprocess.run(
@@ -46,7 +49,8 @@ def test_memory_files_and_threads_do_not_grow(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     counts = [count for count in json.loads(done.stdout.splitlines()[-1]) if count[0] >= WARM]
-    _, memory, files, threads = zip(*counts, strict=True)
+    _, memory, files, threads, tensors = zip(*counts, strict=True)
     assert len(counts) == (STEPS - WARM) // EVERY + 1
     assert max(memory[len(memory) // 2 :]) < 1.02 * max(memory[: len(memory) // 2]), memory
-    assert max(files) == min(files) and max(threads) == min(threads), (files, threads)
+    for held in (files, threads, tensors):
+        assert max(held) == min(held), (files, threads, tensors)

@@ -76,10 +76,13 @@ def test_ties_and_crowded_pixels(on_kernels, path, mode):
     check_same_bits(_cuda(points, *others), _cpu(points, *others))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_weights_that_underflow(on_kernels, path, mode):
-    args = arguments(1, 200, 1, 20, 36, 3, mode, sigma=0.1, temperature=1e-3)
+@pytest.mark.parametrize(("sigma", "temperature"), [(0.1, 1e-3), (0.25, 0.05), (1.3, 1e-9), (1.3, 1e-35), (1.3, 1e9)])
+def test_weights_that_underflow(on_kernels, path, sigma, temperature):
+    args = arguments(1, 200, 1, 20, 36, 3, "soft", sigma=sigma, temperature=temperature)
     check_same_bits(_cuda(*args), _cpu(*args))
+    saved, grads, settings = saved_and_gradients(args)
+    ours, theirs = (backward(*grads, *saved, *settings) for backward in (_backward_cuda, _backward_cpu))
+    assert torch.equal(ours, theirs) and torch.isfinite(ours).all()
 
 
 def saved_and_gradients(args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor], tuple[Any, ...]]:

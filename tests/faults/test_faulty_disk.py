@@ -38,8 +38,8 @@ def test_in_each_call_of_a_save(interpose, tmp_path, fault):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_in_the_calls_of_a_run(interpose, tmp_path, fault, release):
-    """In five of them, in all with --release."""
-    faulty_disk(interpose, tmp_path, "train", fault, 1 if release else 59)
+    """In three of them, in all with --release."""
+    faulty_disk(interpose, tmp_path, "train", fault, 1 if release else 120)
 
 
 def test_a_disk_of_two_megabytes(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import itertools
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from jointmae import process
-from jointmae.errors import JointMAEError, UsageError
+from jointmae.errors import DiskError, JointMAEError, UsageError
 
 Config = TypeVar("Config")
 
@@ -31,10 +32,21 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader has left, as in `| head`; what Python still holds for it must go nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has left, as in `| head`
+        _drop_output()
         code = 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        _drop_output()
+        print(f"error: cannot write what is said: {error.strerror}. Send the output to another place.", file=sys.stderr)
+        code = DiskError.exit_code
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """What Python still holds for a stdout that takes no more goes nowhere: the next attempt would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(default: Config, argv: Sequence[str], command: str, description: str) -> Config:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -226,6 +227,17 @@ def test_a_reader_that_leaves_is_no_traceback():
     command = f"{sys.executable} -m jointmae.train --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert done.stderr == "" and done.returncode in (0, 141)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on a disk that is always full")
+def test_a_log_on_a_full_disk_is_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "jointmae.train", *small_argv(tmp_path), "--dry-run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 74
+    assert (
+        done.stderr == "error: cannot write what is said: No space left on device. Send the output to another place.\n"
+    )
 
 
 def test_bugs_keep_their_traceback(monkeypatch):

@@ -184,8 +184,11 @@ class TrainConfig:
     """Of the initial weights and of every random choice."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... ; auto takes a GPU if there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Matrix work in float32 or bfloat16 (geometry is always float32); auto is bf16 on a GPU, fp32 on a CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """Matrix work in float32 or bfloat16 (geometry is always float32); auto is bf16 on a GPU, fp32 on a CPU. fp64, for
+    comparing runs, is float64 everywhere."""
+    accumulate: int = 1
+    """Parts of a process's share of a batch, computed one after the other: for batches that do not fit into memory."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for a GPU and off for a CPU."""
     threads: int = 0
@@ -198,7 +201,7 @@ class TrainConfig:
     """Linear SVM and report at the end."""
 
 
-RESUMABLE_CHANGES = frozenset({"out", "device", "threads", "resume", "dry_run", "evaluate", "compile"})
+RESUMABLE_CHANGES = frozenset({"out", "device", "threads", "resume", "dry_run", "evaluate", "compile", "accumulate"})
 """Fields of TrainConfig that may differ between a run and its continuation."""
 
 

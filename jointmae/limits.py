@@ -44,6 +44,7 @@ def _training_rules(config: TrainConfig) -> list[Rule]:
         Rule("--epochs", config.epochs, "at least 1", config.epochs >= 1),
         Rule("--max-steps", config.max_steps, "at least 0 (0: no limit)", config.max_steps >= 0),
         Rule("--batch-size", config.batch_size, "at least 1", config.batch_size >= 1),
+        Rule("--accumulate", config.accumulate, "at least 1", config.accumulate >= 1),
         Rule("--lr", peak, "positive", 0 < peak < math.inf),
         Rule("--min-lr", lowest, f"between 0 and --lr {peak:g}", 0 <= lowest <= peak),
         Rule("--weight-decay", config.weight_decay, "at least 0", 0 <= config.weight_decay < math.inf),

@@ -18,12 +18,15 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from jointmae import checkpoint, random
 from jointmae.checkpoint import Checkpoint
 from jointmae.config import ModelConfig, TrainConfig
 from jointmae.data import PointClouds, concat, load, normalize_unit_sphere, scale_and_shift, splits_of
 from jointmae.device import choose_device, memory_bytes, out_of_memory_errors
+from jointmae.diagnosis import Diagnosis
+from jointmae.distributed import World, joined
 from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, UsageError
 from jointmae.files import to_json, write_atomically
 from jointmae.limits import require_valid
@@ -49,20 +52,37 @@ def train(config: TrainConfig) -> int:
     device = choose_device(config.device)
     if config.threads > 0:
         torch.set_num_threads(config.threads)
+    with joined(device) as world:
+        return _train(config, device, world)
+
+
+def _train(config: TrainConfig, device: torch.device, world: World) -> int:
     with out_of_memory_errors("while reading the data", "Train on fewer or smaller files."):
         clouds = load_training_data(config, device)
     path = Path(config.out) if config.out else default_folder(config)
     schedule = Schedule(config, len(clouds) // min(config.batch_size, len(clouds)))
+    _require_enough(min(config.batch_size, len(clouds)), world.size, config.accumulate)
     run = RunFolder(path, config, clouds.sha256)
     if run.is_finished(schedule.num_steps, evaluated=config.evaluate):
-        print(f"finished  {path}\n{run.status().get('result', '')}".rstrip())
+        if world.leads:
+            print(f"finished  {path}\n{run.status().get('result', '')}".rstrip())
         return 0
-    print(describe(config, clouds, schedule, path), flush=True)
+    if world.leads:
+        print(describe(config, clouds, schedule, path, world), flush=True)
     if config.dry_run:
         return 0
     with contextlib.closing(run):
-        run.claim()
-        return Trainer(config, clouds, schedule, run, device).run()
+        if world.leads:
+            run.claim()
+        return Trainer(config, clouds, schedule, run, device, world).run()
+
+
+def _require_enough(batch_size: int, num_processes: int, num_parts: int) -> None:
+    if batch_size < num_processes * num_parts:
+        raise UsageError(
+            f"a batch of {batch_size} clouds is too small for {num_processes} processes with --accumulate {num_parts}: "
+            f"wanted at least {num_processes * num_parts}"
+        )
 
 
 def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds:
@@ -77,7 +97,7 @@ def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds
     return (sets[0] if len(sets) == 1 else concat(sets)).to(device)
 
 
-def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path: Path) -> str:
+def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path: Path, world: World) -> str:
     """What is about to be trained, and where."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in JointMAE(config.model).parameters())
@@ -87,6 +107,8 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
         f"schedule  {schedule.num_steps} steps of {min(config.batch_size, len(clouds))} clouds, {config.epochs} epochs",
         f"run       {path}",
     ]
+    if world.size > 1:
+        lines.append(f"processes {world.size}")
     if len(clouds) < config.batch_size:
         lines.append(f"note: only {len(clouds)} clouds, so that is the batch size")
     there, wanted = clouds.points.shape[1], config.model.num_points
@@ -98,17 +120,27 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
 
 
 class Trainer:
-    """One run on one device."""
+    """One run: on one device, or this process's part of one on several."""
 
     def __init__(
-        self, config: TrainConfig, clouds: PointClouds, schedule: Schedule, run: RunFolder, device: torch.device
+        self,
+        config: TrainConfig,
+        clouds: PointClouds,
+        schedule: Schedule,
+        run: RunFolder,
+        device: torch.device,
+        world: World,
     ) -> None:
         self.config, self.clouds, self.schedule, self.folder, self.device = config, clouds, schedule, run, device
+        self.world = world
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.batch_size = min(config.batch_size, len(clouds))
         with self._memory_errors("while building the model"):
-            self.model = JointMAE(config.model, seed=config.seed).to(device).train()
+            self.model = JointMAE(config.model, seed=config.seed).to(device, self.dtype).train()
         self.optimizer = adamw(self.model, config)
-        self.forward = self._compiled() if self._wants_compile() else self.model
+        self.forward: Any = self._compiled() if self._wants_compile() else self.model
+        if world.size > 1:
+            self.forward = DistributedDataParallel(self.forward)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         self.step = 0
@@ -141,7 +173,8 @@ class Trainer:
     def run(self) -> int:
         """From the newest checkpoint to the last step, then evaluation and report; returns the exit code."""
         found = self._checkpoint_to_resume()
-        self.folder.begin()
+        if self.world.leads:
+            self.folder.begin()
         try:
             with self._failures_recorded(), StopSignals() as signals:
                 self._resume(found)
@@ -152,11 +185,19 @@ class Trainer:
         return 0
 
     def _train(self, signals: StopSignals) -> None:
-        with signals.deferred(), Progress() as progress:
-            while self.step < self.schedule.num_steps and not signals.wanted:
+        progress = Progress() if self.world.leads else contextlib.nullcontext()
+        with signals.deferred(), progress as shown:
+            while self.step < self.schedule.num_steps and not self._stops(signals):
                 with self._memory_errors(f"at step {self.step}"):
-                    self._train_step(progress)
+                    self._train_step(shown)
             self._save()
+
+    def _stops(self, signals: StopSignals) -> bool:
+        """Whether a process was asked to stop: all do, after the same step."""
+        if self.world.size > 1:
+            wanted = torch.tensor(float(signals.wanted), device=self.device)
+            signals.wanted = signals.wanted or int(self.world.most(wanted))
+        return signals.wanted != 0
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         """None for a new run. Raises UsageError if --resume forbids it, CheckpointError if all are damaged or gone."""
@@ -177,10 +218,13 @@ class Trainer:
         logged = 0
         if found is not None:
             logged = self._restore(found)
-            checkpoint.discard_after(self.folder.checkpoints, found.step)
-            print(f"resumed from step {found.step}", flush=True)
             if self.config.resume == "auto":
                 self._saved_step = found.step
+        if not self.world.leads:
+            return
+        if found is not None:
+            checkpoint.discard_after(self.folder.checkpoints, found.step)
+            print(f"resumed from step {found.step}", flush=True)
         self.folder.cut_after(logged)
         self._write_status("running")
 
@@ -197,22 +241,18 @@ class Trainer:
         self.step = found.step
         return logged
 
-    def _train_step(self, progress: Progress) -> None:
+    def _train_step(self, progress: Progress | None) -> None:
         epoch, position = divmod(self.step, self.schedule.steps_per_epoch)
         ids = self._batch_ids(epoch, position)
-        points, up, draws = self._batch(ids, epoch)
-        output = self._reconstruct(points, up, draws, ids)
-        losses = torch.stack([getattr(output, name) for name in LOSSES]).tolist()
-        self._require_finite("loss", losses[0], ids)
-        diagnostics = {}
-        if self.step % DIAGNOSTIC_STEPS == 0:
-            diagnostics = self._diagnose(output)
-        grad_norm = self._backward(output.loss, ids)
+        losses, diagnostics = self._gradients(ids, epoch)
+        grad_norm = self._clip(ids)
         lr = self.schedule.lr(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.step += 1
+        if progress is None:
+            return
         self.window.append([*losses, grad_norm])
         self.epoch_losses.append(losses[0])
         self._after_step(epoch, lr, diagnostics, progress)
@@ -235,12 +275,37 @@ class Trainer:
 
     def _batch(self, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor, Draws]:
         """Points [B, N, 3], up axes [B, 3] and random numbers of clouds `ids` [B]."""
-        return make_batch(self.config.model, self.config, self.clouds, ids, epoch)
+        points, up, draws = make_batch(self.config.model, self.config, self.clouds, ids, epoch)
+        return points.to(self.dtype), up.to(self.dtype), draws
 
-    def _backward(self, loss: Tensor, ids: Tensor) -> float:
-        """Gradients, clipped where asked for; returns their norm before that. Stops at one that is not finite."""
+    def _gradients(self, ids: Tensor, epoch: int) -> tuple[list[float], dict[str, float]]:
+        """The gradients of batch `ids`, of which this process computes its share, part by part; losses, diagnostics."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        totals = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
+        diagnosis = Diagnosis(self.model, self.config.model) if self.step % DIAGNOSTIC_STEPS == 0 else None
+        parts = self.world.share(ids).tensor_split(self.config.accumulate)
+        for i, part in enumerate(parts):
+            weight = len(part) / len(ids)
+            with self._gradients_added_up(last=i == len(parts) - 1):
+                output = self._reconstruct(*self._batch(part, epoch), part)
+                if diagnosis is not None:
+                    diagnosis.add(output, weight)
+                # DistributedDataParallel gives the mean over processes; what is wanted is the sum of all parts
+                (output.loss * (weight * self.world.size)).backward()
+            totals += weight * torch.stack([getattr(output, name).detach() for name in LOSSES])
+        losses = self.world.sum(totals).tolist()
+        self._require_finite("loss", losses[0], ids)
+        return losses, {} if diagnosis is None else diagnosis.of(self.world)
+
+    def _gradients_added_up(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Between processes, after the last part alone."""
+        if last or self.world.size == 1:
+            return contextlib.nullcontext()
+        no_sync: contextlib.AbstractContextManager[None] = self.forward.no_sync()
+        return no_sync
+
+    def _clip(self, ids: Tensor) -> float:
+        """Clips gradients where asked for; returns their norm before that. Stops at one that is not finite."""
         limit = self.config.clip_grad if self.config.clip_grad > 0 else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self._require_finite("gradient", norm, ids)
@@ -264,19 +329,6 @@ class Trainer:
             f"Clouds of the batch: {shown}\n"
             "Try a lower --lr or --clip-grad 1 with another --out; the newest checkpoint here is intact."
         )
-
-    def _diagnose(self, output: Reconstruction) -> dict[str, float]:
-        """The norm of each weighted loss's gradient, and how much pooled features differ between clouds."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        pooled = output.latent.tokens_3d.detach().float().mean(1)  # [B, C]
-        found = {"feature_std": float(pooled.std(0, correction=0).mean())}  # 0 for a batch of one
-        for name in LOSSES[1:]:
-            loss = getattr(output, name) * getattr(self.config.model, name.replace("loss_", "loss_weight_"))
-            if loss.requires_grad:
-                gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-                norms = [g.float().norm() for g in gradients if g is not None]
-                found[name.replace("loss", "grad_norm")] = float(torch.stack(norms).norm())
-        return found
 
     # ---- records and checkpoints ----
 
@@ -316,7 +368,7 @@ class Trainer:
 
     def _save(self) -> None:
         """A checkpoint of this step, unless there is one."""
-        if self.step == self._saved_step:
+        if self.step == self._saved_step or not self.world.leads:
             return
         self.folder.sync()
         logged = self.step - len(self.window)
@@ -350,7 +402,9 @@ class Trainer:
     # ---- the end ----
 
     def _finish(self) -> None:
-        """The last line, the weights, the evaluation."""
+        """The last line, the weights, the evaluation: what other processes need not wait for."""
+        if not self.world.leads:
+            return
         if self.window:  # steps after the last full line; the checkpoint keeps them, because --max-steps may grow
             self._log({})
         self.folder.sync()
@@ -367,6 +421,8 @@ class Trainer:
             return evaluate_run(self.folder, self.config, self.model.eval(), self.clouds)
 
     def _stopped(self, stop: Stopped) -> int:
+        if not self.world.leads:
+            return stop.exit_code
         self._record("stopped", stop.exit_code, f"stopped by {stop.name}")
         command = "the same command" if self.config.resume == "auto" else "the same command without --resume"
         with contextlib.suppress(OSError):  # stdout may be on a full disk, or closed
@@ -386,6 +442,8 @@ class Trainer:
             raise
 
     def _record(self, state: str, exit_code: int, message: str) -> None:
+        if not self.world.leads:
+            return
         with contextlib.suppress(DiskError):  # on a full disk the message on stderr has to do
             self._write_status(state, exit_code=exit_code, message=message)
 

@@ -1,8 +1,8 @@
 """Processes that train one model together, as `torchrun` starts them. Without it there is one, and nothing is sent.
 
 Every process holds all weights and computes its share of each batch; PyTorch's DistributedDataParallel adds up the
-gradients. What the processes have to agree on besides, a few numbers a step, goes through `World`. A collective waits for
-ever for a process that is gone, so each counts aloud in torchrun's store and listens to the others.
+gradients. What the processes have to agree on besides, a few numbers a step, goes through `World`. A collective
+waits for ever for a process that is gone, so each counts aloud in torchrun's store and listens to the others.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def joined(device: torch.device) -> Iterator[World]:
     """The processes that `torchrun` started together, for as long as this is entered.
 
     The keys of a restart have a prefix of their own: what the attempt before left in the store is not taken for the
-    present one's. Raises UsageError if only part of what torchrun sets is there, WorkerError if another process has
-    ended while they talked.
+    present one's. Raises UsageError if only part of what torchrun sets is there.
     """
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     there = [name for name in names if name in os.environ]
@@ -83,7 +82,7 @@ def joined(device: torch.device) -> Iterator[World]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=_store(world, hosts), rank=world.rank, world_size=world.size)
     try:
-        with Heartbeat(_store(world), world), _lost_processes_named():
+        with Heartbeat(_store(world), world):
             yield world
     finally:
         dist.destroy_process_group()
@@ -98,11 +97,12 @@ def _store(world: World, hosts: bool = False) -> Any:
 
 
 @contextlib.contextmanager
-def _lost_processes_named() -> Iterator[None]:
+def lost_processes_named() -> Iterator[None]:
+    """Turns what a collective says when another process is gone into a WorkerError."""
     try:
         yield
     except RuntimeError as error:  # of gloo, which has no class of its own, and of NCCL
-        if not isinstance(error, dist.DistError) and "Connection closed" not in str(error) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise WorkerError(f"another process of this run has ended ({str(error).splitlines()[0]})") from error
 

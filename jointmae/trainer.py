@@ -26,7 +26,7 @@ from jointmae.config import ModelConfig, TrainConfig
 from jointmae.data import PointClouds, concat, load, normalize_unit_sphere, scale_and_shift, splits_of
 from jointmae.device import choose_device, memory_bytes, out_of_memory_errors
 from jointmae.diagnosis import Diagnosis
-from jointmae.distributed import World, joined
+from jointmae.distributed import World, joined, lost_processes_named
 from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, UsageError
 from jointmae.files import to_json, write_atomically
 from jointmae.limits import require_valid
@@ -176,7 +176,7 @@ class Trainer:
         if self.world.leads:
             self.folder.begin()
         try:
-            with self._failures_recorded(), StopSignals() as signals:
+            with self._failures_recorded(), lost_processes_named(), StopSignals() as signals:
                 self._resume(found)
                 self._train(signals)
                 self._finish()

@@ -24,7 +24,6 @@ class Snapshot:
     num_epochs: int
     step: int
     num_steps: int
-    batch_size: int
     loss_3d: float
     loss_2d: float
     loss_cross: float

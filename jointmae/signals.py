@@ -24,6 +24,8 @@ class Stopped(BaseException):
 class StopSignals:
     """While entered, SIGTERM, SIGINT and SIGUSR1 raise Stopped; inside `deferred` only once that block has ended.
 
+    There the same signal again does not wait; another one does, as a scheduler sends SIGTERM some time after SIGUSR1.
+
     SIGUSR1 is what SLURM sends ahead of a time limit (`--signal=USR1@60`); whoever has taken it before keeps it. The
     handlers found are put back at the end. Outside the main thread, where Python allows none, this does nothing.
     """
@@ -45,14 +47,14 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._deferring and number != self.wanted:  # a scheduler's SIGTERM after its SIGUSR1 does not hurry
+        if self._deferring and number != self.wanted:
             self.wanted = self.wanted or number
             return
         raise Stopped(number)  # asked twice: at once
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """What is in this block ends before Stopped is raised, unless the signal comes twice."""
+        """What is in this block ends before Stopped is raised, unless the same signal comes twice."""
         self._deferring = True
         try:
             yield

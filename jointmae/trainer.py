@@ -389,7 +389,6 @@ class Trainer:
             num_epochs=self.config.epochs,
             step=self.step,
             num_steps=self.schedule.num_steps,
-            batch_size=self.batch_size,
             loss_3d=loss_3d,
             loss_2d=loss_2d,
             loss_cross=loss_cross,

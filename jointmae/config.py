@@ -189,8 +189,14 @@ class TrainConfig:
     comparing runs, is float64 everywhere."""
     accumulate: int = 1
     """Parts of a process's share of a batch, computed one after the other: for batches that do not fit into memory."""
+    auto_batch: bool = False
+    """Compute a batch in more parts where memory is short, as many as it takes."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes, each holds all weights (DistributedDataParallel), or a shard of them (FSDP2)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for a GPU and off for a CPU."""
+    cuda_graphs: bool = True
+    """On a GPU, a compiled step is recorded and replayed."""
     threads: int = 0
     """CPU threads (0: torch's choice)."""
     resume: str = "auto"
@@ -201,7 +207,9 @@ class TrainConfig:
     """Linear SVM and report at the end."""
 
 
-RESUMABLE_CHANGES = frozenset({"out", "device", "threads", "resume", "dry_run", "evaluate", "compile", "accumulate"})
+RESUMABLE_CHANGES = frozenset(
+    "out device threads resume dry_run evaluate compile cuda_graphs accumulate auto_batch parallel".split()
+)
 """Fields of TrainConfig that may differ between a run and its continuation."""
 
 

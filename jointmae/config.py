@@ -199,9 +199,13 @@ class TrainConfig:
     """Print what would be trained and where, and stop."""
     evaluate: bool = True
     """Linear SVM and report at the end."""
+    tensorboard: bool = False
+    """Curves, depth maps and clouds for TensorBoard in the run's folder while it goes on; needs jointmae[tb]."""
 
 
-RESUMABLE_CHANGES = frozenset({"out", "device", "threads", "resume", "dry_run", "evaluate", "compile", "accumulate"})
+RESUMABLE_CHANGES = frozenset(
+    {"out", "device", "threads", "resume", "dry_run", "evaluate", "tensorboard", "compile", "accumulate"}
+)
 """Fields of TrainConfig that may differ between a run and its continuation."""
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -38,6 +38,9 @@ from jointmae.random import Purpose
 from jointmae.run_folder import RunFolder, default_folder
 from jointmae.schedule import Schedule
 from jointmae.signals import Stopped, StopSignals
+
+if TYPE_CHECKING:
+    from jointmae.board import Board
 
 LOG_STEPS = 10  # a line of metrics.jsonl is a mean over so many steps
 DIAGNOSTIC_STEPS = 100  # gradient norm of each loss, and the spread of features
@@ -152,6 +155,7 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
         self._timed_steps, self._timed_from = 0, time.monotonic()  # since the last line
         self.pace = Pace()
+        self.board: Board | None = None  # --tensorboard, in the leading process
 
     def _wants_compile(self) -> bool:
         return self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
@@ -226,6 +230,10 @@ class Trainer:
             checkpoint.discard_after(self.folder.checkpoints, found.step)
             print(f"resumed from step {found.step}", flush=True)
         self.folder.cut_after(logged)
+        if self.config.tensorboard:
+            from jointmae.board import Board  # TensorBoard, scikit-learn and matplotlib load only when they are needed
+
+            self.board = Board(self.folder.path, self.config, self.clouds, self.schedule.num_steps, logged)
         self._write_status("running")
 
     def _restore(self, found: Checkpoint) -> int:
@@ -345,16 +353,23 @@ class Trainer:
             self._end_epoch()
         if epoch_ends or time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
             self._save()
+        if self.board is not None and (epoch_ends or last):
+            self.board.draw(self.model, self.step, force=last)
 
     def _log(self, diagnostics: dict[str, float]) -> None:
         """One line of metrics.jsonl, the means of `window`, and one of timings.jsonl."""
         names = (*LOSSES, "grad_norm")
         record = {"step": self.step, "epoch": (self.step - 1) // self.schedule.steps_per_epoch}
         means = dict(zip(names, _column_means(self.window), strict=True))
-        self.folder.append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})
+        self._append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})
         timing = {"step": self.step, "seconds": time.monotonic() - self._timed_from, "clouds_per_second": self._speed()}
-        self.folder.append("timings", {**timing, "memory": memory_bytes(self.device)})
+        self._append("timings", {**timing, "memory": memory_bytes(self.device)})
         self._timed_steps, self._timed_from = 0, time.monotonic()
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        self.folder.append(name, record)
+        if self.board is not None:
+            self.board.append(name, record)
 
     def _speed(self) -> float:
         """Clouds a second since the last line."""

@@ -205,10 +205,12 @@ class TrainConfig:
     """Print what would be trained and where, and stop."""
     evaluate: bool = True
     """Linear SVM and report at the end."""
+    tensorboard: bool = False
+    """Curves, depth maps and clouds for TensorBoard in the run's folder while it goes on; needs jointmae[tb]."""
 
 
 RESUMABLE_CHANGES = frozenset(
-    "out device threads resume dry_run evaluate compile cuda_graphs accumulate auto_batch parallel".split()
+    "out device threads resume dry_run evaluate tensorboard compile cuda_graphs accumulate auto_batch parallel".split()
 )
 """Fields of TrainConfig that may differ between a run and its continuation."""
 

@@ -46,6 +46,11 @@ def added_up(objective: Any, last: bool) -> contextlib.AbstractContextManager[An
     return contextlib.nullcontext()
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds only a part of the weights."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
 def whole(value: Tensor) -> Tensor:
     """All of a tensor of which this process may hold a shard; then every process has to ask for it."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value

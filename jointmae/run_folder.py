@@ -4,6 +4,7 @@ config.json      what is trained               metrics.jsonl    losses by step: 
 env.json         on which machine              timings.jsonl    speed and memory by step
 status.json      for people and schedulers     checkpoints/     the newest two and the best
 non_finite.json  the batch that ended a run by a number that is NaN or infinite
+tensorboard/     event files, with --tensorboard
 model.safetensors, report.html, README.md      at the end
 """
 

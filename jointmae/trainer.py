@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -37,12 +37,15 @@ from jointmae.files import to_json, write_atomically
 from jointmae.limits import require_valid
 from jointmae.model import JointMAE
 from jointmae.optimizer import load_state_tensors, state_tensors
-from jointmae.parallel import like, whole
+from jointmae.parallel import is_sharded, like, whole
 from jointmae.progress import Pace, Progress, Snapshot
 from jointmae.run_folder import RunFolder, default_folder
 from jointmae.schedule import Schedule
 from jointmae.signals import Stopped, StopSignals
 from jointmae.step import LOSSES, Step
+
+if TYPE_CHECKING:
+    from jointmae.board import Board
 
 LOG_STEPS = 10  # a line of metrics.jsonl is a mean over so many steps
 DIAGNOSTIC_STEPS = 100  # gradient norm of each loss, and the spread of features
@@ -152,6 +155,7 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
         self._timed_steps, self._timed_from = 0, time.monotonic()  # since the last line
         self.pace = Pace()
+        self.board: Board | None = None  # --tensorboard, in the leading process
 
     # ---- the run ----
 
@@ -224,6 +228,10 @@ class Trainer:
             checkpoint.discard_after(self.folder.checkpoints, found.step)
             print(f"resumed from step {found.step}", flush=True)
         self.folder.cut_after(logged)
+        if self.config.tensorboard:
+            from jointmae.board import Board  # TensorBoard, scikit-learn and matplotlib load only when they are needed
+
+            self.board = Board(self.folder.path, self.config, self.clouds, self.schedule.num_steps, logged)
         self._write_status("running")
 
     def _restore(self, found: Checkpoint) -> int:
@@ -348,6 +356,14 @@ class Trainer:
         if epoch_ends:
             self._end_epoch()
             self._save()
+        if self.config.tensorboard and (epoch_ends or last):
+            self._draw(force=last)
+
+    def _draw(self, force: bool) -> None:
+        """Every process takes part where each has a shard of the weights."""
+        model = self._whole_model(self._weights()) if is_sharded(self.model) else self.model
+        if self.board is not None:
+            self.board.draw(model, self.step, force)
 
     def _fetch(self) -> None:
         """Waits for the device: the losses of the last steps. Raises NonFiniteError naming the first that is not."""
@@ -370,10 +386,15 @@ class Trainer:
         names = (*LOSSES, "grad_norm")
         record = {"step": self.step, "epoch": (self.step - 1) // self.schedule.steps_per_epoch}
         means = dict(zip(names, _column_means(self.window), strict=True))
-        self.folder.append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})
+        self._append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})
         timing = {"step": self.step, "seconds": time.monotonic() - self._timed_from, "clouds_per_second": self._speed()}
-        self.folder.append("timings", {**timing, "memory": memory_bytes(self.device)})
+        self._append("timings", {**timing, "memory": memory_bytes(self.device)})
         self._timed_steps, self._timed_from = 0, time.monotonic()
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        self.folder.append(name, record)
+        if self.board is not None:
+            self.board.append(name, record)
 
     def _speed(self) -> float:
         """Clouds a second since the last line."""
@@ -439,9 +460,13 @@ class Trainer:
 
         advice = "The trained model is saved; --no-evaluate leaves the evaluation out."
         with out_of_memory_errors("while evaluating", advice):
-            model = JointMAE(self.config.model)  # whole and in float32, which the trained one need not be
-            model.load_state_dict(weights)
-            return evaluate_run(self.folder, self.config, model.to(self.device).eval(), self.clouds)
+            return evaluate_run(self.folder, self.config, self._whole_model(weights).eval(), self.clouds)
+
+    def _whole_model(self, weights: dict[str, Tensor]) -> JointMAE:
+        """A copy in float32 and in one piece, which the model in training need not be."""
+        model = JointMAE(self.config.model)
+        model.load_state_dict(weights)
+        return model.to(self.device)
 
     def _stopped(self, stop: Stopped) -> int:
         if not self.world.leads:

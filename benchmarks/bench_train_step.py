@@ -17,6 +17,7 @@ held, or on a GPU what the step added. Where the time goes is of the eager step 
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import statistics
 import subprocess
@@ -131,6 +132,15 @@ def memory_of_process(mode: str, config: TrainConfig, threads: int) -> int:
     return int(done.stdout)
 
 
+def peak_of_this_process() -> int:
+    """Bytes. On Linux what getrusage says is at least what the parent had held when it started this process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return memory_bytes(torch.device("cpu"))
+    (kilobytes,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(kilobytes)
+
+
 def built(
     config: TrainConfig, modes: Sequence[str], clouds: PointClouds, device: torch.device
 ) -> tuple[dict[str, Call], dict[str, int], dict[str, str]]:
@@ -155,6 +165,8 @@ def built(
 
 def measure(config: TrainConfig, modes: Sequence[str], device: torch.device, options: argparse.Namespace) -> list[Row]:
     """The rows of one workload."""
+    gc.collect()  # what the one before leaves in cycles
+    torch.compiler.reset()  # which otherwise refuses to compile the same code for ever more models
     clouds = load("furniture", ("train", "extra"))
     agreement = check_agreement(config, device, TOLERANCES[config.precision])
     steps, memory, failed = built(config, modes, clouds, device)
@@ -256,7 +268,7 @@ def main() -> int:
         step = build(options.memory_of, workloads(options)[0], load("furniture"), device)
         step()
         step()
-        print(memory_bytes(device))
+        print(peak_of_this_process())
         return 0
     head, rows = describe_run(options.threads), []
     print(HEAD, flush=True)

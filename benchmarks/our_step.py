@@ -1,43 +1,36 @@
-"""A pre-training step as `jointmae.train` makes it, without the run around it: the one place here that knows how."""
+"""A pre-training step as `jointmae.train` makes it, without the run around it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 
-from jointmae import random, trainer
+from jointmae import random
 from jointmae.config import TrainConfig
 from jointmae.data import PointClouds
+from jointmae.device import keep_freed_memory
 from jointmae.model import JointMAE
-from jointmae.optimizer import adamw
+from jointmae.step import Step
 
 
-def our_step(config: TrainConfig, clouds: PointClouds, device: torch.device) -> Callable[[], list[float]]:
+def our_step(config: TrainConfig, clouds: PointClouds, device: torch.device) -> Callable[[], torch.Tensor]:
     """A function that makes one step a call and returns its losses; eager or compiled as `config.compile` says.
 
-    Batches follow one another through the set in a random order; one larger than the set takes clouds again.
+    Batches follow one another through the set in a random order; one larger than the set takes clouds again. What is
+    done to this process's memory is good for everything in it, the naive step too.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     clouds = clouds.to(device)
-    model = JointMAE(config.model, seed=config.seed).to(device).train()
-    forward = torch.compile(model, fullgraph=True, dynamic=False) if config.compile == "on" else model
-    optimizer = adamw(model, config)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    step = Step(JointMAE(config.model, seed=config.seed).to(device).train(), config, clouds)
     order = random.epoch_order(config.seed, 0, len(clouds), device)
     first = 0
 
-    def step() -> list[float]:
+    def run() -> torch.Tensor:
         nonlocal first
         ids = order[torch.arange(first, first + config.batch_size, device=device) % len(clouds)]
         first += config.batch_size
-        optimizer.zero_grad(set_to_none=True)
-        points, up, draws = trainer.make_batch(config.model, config, clouds, ids, 0)
-        with autocast:
-            output = forward(points, up, draws)
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
-        optimizer.step()
-        return torch.stack([output.loss, output.loss_3d, output.loss_2d, output.loss_cross]).detach().tolist()
+        return step.run(ids, 0, config.lr)
 
-    return step
+    return run

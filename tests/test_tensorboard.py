@@ -20,6 +20,7 @@ from jointmae.board import Board
 from jointmae.config import TrainConfig
 from jointmae.data import load, normalize_unit_sphere
 from jointmae.report.figures import choose
+from jointmae.step import Step
 from tests.models import furniture, micro_config, micro_model
 from tests.runs import fails, results, run, small_argv, small_config, write_clouds
 
@@ -136,16 +137,16 @@ def test_clouds_stand_upright(folder):
 def test_a_resumed_run_shows_no_step_twice(folder, tmp_path, monkeypatch):
     """A run cut short, gone on with, crashed after a line that no checkpoint holds, and finished."""
     trainer.train(small_config(tmp_path, *OPTIONS, "--tensorboard", "--max-steps", "3"))
-    make_batch, batches = trainer.make_batch, []
+    run_step, steps = Step.run, []
 
     def crash(*arguments):
-        batches.append(arguments)
-        if len(batches) == 9:
+        steps.append(arguments)
+        if len(steps) == 9:
             raise KeyboardInterrupt
-        return make_batch(*arguments)
+        return run_step(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "make_batch", crash)
+        patch.setattr(Step, "run", crash)
         trainer.train(small_config(tmp_path, *OPTIONS, "--tensorboard"))
     assert lines(tmp_path / "run/metrics.jsonl")["loss"][-1][0] == 10
     trainer.train(small_config(tmp_path, *OPTIONS, "--tensorboard"))

@@ -496,7 +496,15 @@ class Trainer:
     def _write_status(self, state: str, **more: Any) -> None:
         if not self.world.leads:
             return
-        self.folder.write_status(state, step=self.step, checkpoint=self._saved_step, **more)
+        left = self.pace.seconds_for(self.schedule.num_steps - self.step)
+        self.folder.write_status(
+            state,
+            step=self.step,
+            num_steps=self.schedule.num_steps,
+            checkpoint=self._saved_step,
+            seconds_left=round(left) if math.isfinite(left) else None,
+            **more,
+        )
 
 
 def _column_means(rows: list[list[float]]) -> list[float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -40,7 +42,11 @@ def command(monkeypatch, capfd):
 
 
 def status(folder):
-    return json.loads((folder / "run" / "status.json").read_text())
+    """status.json without what differs between two runs: who wrote it and when, and what it expected."""
+    found = json.loads((folder / "run" / "status.json").read_text())
+    for name in ("host", "process", "written", "seconds_left"):
+        del found[name]
+    return found
 
 
 def metrics(folder):
@@ -64,7 +70,23 @@ def test_a_run_leaves_these_files(whole):
     assert names == ["checkpoints", "config.json", "env.json", *jsonl]
     assert sorted(path.name for path in (whole / "run/checkpoints").iterdir()) == ["step-12", "step-6"]
     end = {"exit_code": 0, "evaluated": False, "result": ""}
-    assert status(whole) == {"state": "finished", "step": 12, "checkpoint": 12, **end}
+    assert status(whole) == {"state": "finished", "step": 12, "num_steps": 12, "checkpoint": 12, **end}
+
+
+def test_the_status_is_one_that_a_scheduler_can_read(tmp_path, command):
+    """Who writes, when, how far, and how long it will take."""
+    command(small_argv(tmp_path, "--max-steps", "5"))
+    found = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (found["state"], found["step"], found["num_steps"], found["seconds_left"]) == ("finished", 5, 5, 0)
+    assert (found["host"], found["process"]) == (platform.node(), os.getpid())
+    written = datetime.datetime.fromisoformat(found["written"])
+    assert abs((datetime.datetime.now(datetime.timezone.utc) - written).total_seconds()) < 60
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, Step, "run", 6, RuntimeError())
+        with pytest.raises(RuntimeError):
+            command(small_argv(tmp_path))
+    found = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (found["state"], found["step"], found["num_steps"]) == ("failed", 10, 12) and found["seconds_left"] > -1
 
 
 def test_metrics_hold_means_and_nothing_of_time_host_or_path(whole):
@@ -372,7 +394,7 @@ def test_a_signal_saves_the_step_at_hand(whole, tmp_path, command, number, code,
     assert outcome.code == code and outcome.err == "" and signal.getsignal(number) == before
     assert outcome.out.splitlines()[-1] == f"stopped by {name}; the same command resumes at step {step}"
     end = {"exit_code": code, "message": f"stopped by {name}"}
-    assert status(tmp_path) == {"state": "stopped", "step": step, "checkpoint": step, **end}
+    assert status(tmp_path) == {"state": "stopped", "step": step, "num_steps": 12, "checkpoint": step, **end}
     assert f"resumed from step {step}" in command(small_argv(tmp_path)).out
     assert results(tmp_path / "run") == results(whole / "run")
 
@@ -621,7 +643,7 @@ def test_a_bug_keeps_its_traceback_and_is_in_the_status(tmp_path, command, monke
     with pytest.raises(RuntimeError, match="shapes do not match"):
         command(small_argv(tmp_path))
     end = {"exit_code": 1, "message": "RuntimeError: shapes do not match"}
-    assert status(tmp_path) == {"state": "failed", "step": 2, "checkpoint": 0, **end}
+    assert status(tmp_path) == {"state": "failed", "step": 2, "num_steps": 12, "checkpoint": 0, **end}
 
 
 def test_the_progress_is_left_when_a_step_fails(tmp_path, command, monkeypatch):

@@ -17,7 +17,9 @@ held, or on a GPU what the step added. Where the time goes is of the eager step 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
+import platform
 import random
 import statistics
 import subprocess
@@ -39,7 +41,7 @@ from benchmarks.step_profile import profile_steps
 from benchmarks.step_work import check_agreement, counted_gflops
 from jointmae.config import TrainConfig
 from jointmae.data import PointClouds, load, scale_and_shift
-from jointmae.device import is_out_of_memory, memory_bytes
+from jointmae.device import is_out_of_memory, keep_freed_memory, memory_bytes
 from jointmae.recipes import PRESETS, train_config
 from tests.models import micro_config
 
@@ -90,25 +92,39 @@ def build(mode: str, config: TrainConfig, clouds: PointClouds, device: torch.dev
     return step
 
 
+def set_up_memory(mode: str) -> None:
+    """The C library's memory as `jointmae.train` has it, or for the naive step as every process does."""
+    if mode != "naive":
+        keep_freed_memory()
+    elif platform.libc_ver()[0] == "glibc":
+        allocator = ctypes.CDLL(None)
+        for option, default in ((-3, 32 << 20), (-1, 64 << 20), (-4, 65536)):  # to which the thresholds grow by use
+            allocator.mallopt(option, default)
+        allocator.malloc_trim(0)
+
+
 def take_turns(steps: dict[str, Call], device: torch.device, seconds: float) -> dict[str, list[float]]:
     """Seconds a step, a sample a round; at least three rounds, then as many as fit into `seconds`."""
 
-    def sample(step: Call, repeats: int) -> float:
+    def sample(name: str, repeats: int) -> float:
+        if device.type == "cpu":
+            set_up_memory(name)
+            steps[name]()
         wait(device)
         begin = time.perf_counter()
         for _ in range(repeats):
-            step()
+            steps[name]()
         wait(device)
         return (time.perf_counter() - begin) / repeats
 
-    repeats = {name: max(1, int(0.2 / sample(step, 1))) for name, step in steps.items()}
+    repeats = {name: max(1, int(0.2 / sample(name, 1))) for name in steps}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     order, shuffle = list(steps), random.Random(0).shuffle
     begin, round_ = time.perf_counter(), 0
     while round_ < 3 or time.perf_counter() - begin < seconds:
         shuffle(order)
         for name in order:
-            samples[name].append(sample(steps[name], repeats[name]))
+            samples[name].append(sample(name, repeats[name]))
         round_ += 1
     return samples
 

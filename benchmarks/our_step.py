@@ -17,8 +17,7 @@ from jointmae.step import Step
 def our_step(config: TrainConfig, clouds: PointClouds, device: torch.device) -> Callable[[], torch.Tensor]:
     """A function that makes one step a call and returns its losses; eager or compiled as `config.compile` says.
 
-    Batches follow one another through the set in a random order; one larger than the set takes clouds again. What is
-    done to this process's memory is good for everything in it, the naive step too.
+    Batches follow one another through the set in a random order; one larger than the set takes clouds again.
     """
     if device.type == "cpu":
         keep_freed_memory()

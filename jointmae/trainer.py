@@ -27,7 +27,7 @@ from jointmae.data import PointClouds, concat, load, normalize_unit_sphere, scal
 from jointmae.device import choose_device, memory_bytes, out_of_memory_errors
 from jointmae.diagnosis import Diagnosis
 from jointmae.distributed import World, joined, lost_processes_named
-from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, UsageError
+from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, UsageError, WorkerError
 from jointmae.files import to_json, write_atomically
 from jointmae.limits import require_valid
 from jointmae.model import JointMAE, Reconstruction
@@ -173,6 +173,7 @@ class Trainer:
     def run(self) -> int:
         """From the newest checkpoint to the last step, then evaluation and report; returns the exit code."""
         found = self._checkpoint_to_resume()
+        self.world.on_loss = lambda why: self._record("failed", WorkerError.exit_code, why)
         if self.world.leads:
             self.folder.begin()
         try:
@@ -191,13 +192,16 @@ class Trainer:
                 with self._memory_errors(f"at step {self.step}"):
                     self._train_step(shown)
             self._save()
+            self.world.meet()  # torchrun ends all processes as soon as one has left: not while the first one saves
 
     def _stops(self, signals: StopSignals) -> bool:
         """Whether a process was asked to stop: all do, after the same step."""
+        wanted = signals.wanted
         if self.world.size > 1:
-            wanted = torch.tensor(float(signals.wanted), device=self.device)
-            signals.wanted = signals.wanted or int(self.world.most(wanted))
-        return signals.wanted != 0
+            wanted = int(self.world.most(torch.tensor(wanted, device=self.device)))
+            if wanted:  # a signal that has come meanwhile counts after the next step, when all know of it
+                signals.wanted = signals.wanted or wanted
+        return wanted != 0
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         """None for a new run. Raises UsageError if --resume forbids it, CheckpointError if all are damaged or gone."""
@@ -420,6 +424,7 @@ class Trainer:
             return evaluate_run(self.folder, self.config, self.model.eval(), self.clouds)
 
     def _stopped(self, stop: Stopped) -> int:
+        self.world.ignore_termination()
         if not self.world.leads:
             return stop.exit_code
         self._record("stopped", stop.exit_code, f"stopped by {stop.name}")

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +28,7 @@ from jointmae.errors import UsageError, WorkerError
 BEAT_SECONDS = 1.0
 PATIENCE_SECONDS = 6.0  # a process that is silent for so long is gone: the others leave within 10 s
 LAST_WORDS_SECONDS = 1.5  # for writing down why; a disk may be stuck as well
+START_SECONDS = 300.0  # from the first process that is there to the last one
 
 
 @dataclass
@@ -79,8 +83,7 @@ def share_of(count: int, rank: int, size: int) -> slice:
 def joined(device: torch.device) -> Iterator[World]:
     """The processes that `torchrun` started together, for as long as this is entered.
 
-    The keys of a restart have a prefix of their own: what the attempt before left in the store is not taken for the
-    present one's. Raises UsageError if only part of what torchrun sets is there.
+    Raises UsageError if only part of what torchrun sets is there, or what cannot be.
     """
     world = _world_of_environment()
     if world is None:
@@ -89,8 +92,9 @@ def joined(device: torch.device) -> Iterator[World]:
     hosts = world.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
     on_gpu = device.type == "cuda"
     with lost_processes_named():
-        store = _store(world, hosts)
-        pulse = _store(world)  # a connection of its own: a thread that waits for a key keeps the others from theirs
+        store, pulse = _store(world, hosts), _store(world)  # two connections: who waits for a key keeps others waiting
+        prefix = f"jointmae/{name_of_this_start(dist.PrefixStore('jointmae', store), world)}"  # type: ignore[attr-defined]
+        store, pulse = dist.PrefixStore(prefix, store), dist.PrefixStore(prefix, pulse)  # type: ignore[attr-defined]
     with Heartbeat(pulse, world):
         with lost_processes_named():
             dist.init_process_group(
@@ -123,11 +127,33 @@ def _world_of_environment() -> World | None:
 
 
 def _store(world: World, hosts: bool = False) -> Any:
-    """A connection of its own to the store that all processes of this attempt share."""
+    """A connection to the store that all processes share."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.TCPStore(address, port, world.size, is_master=hosts, wait_for_workers=False)  # type: ignore[attr-defined]
-    return dist.PrefixStore(f"jointmae/attempt-{attempt}", store)  # type: ignore[attr-defined]
+    return dist.TCPStore(address, port, world.size, is_master=hosts, wait_for_workers=False)  # type: ignore[attr-defined]
+
+
+def name_of_this_start(store: Any, world: World) -> str:
+    """A name that all processes have now, and that no earlier start of them had: the store still holds what that left.
+
+    torchrun's count of restarts is no such name: of several machines each counts its own. The first process makes up
+    the name; the others ask for it by one that they make up, so that an old answer is never taken for the new one.
+    """
+    mine = uuid.uuid4().hex
+    if not world.leads:
+        store.set(f"asks/{world.rank}", mine)
+        name: str = store.get(f"answer/{mine}").decode()
+        store.set(f"{name}/knows/{world.rank}", "yes")
+        return name
+    missing, deadline = set(range(1, world.size)), time.monotonic() + START_SECONDS
+    while missing:
+        for rank in missing:
+            if store.check([f"asks/{rank}"]):
+                store.set(f"answer/{store.get(f'asks/{rank}').decode()}", mine)
+        missing = {rank for rank in missing if not store.check([f"{mine}/knows/{rank}"])}
+        if time.monotonic() > deadline:
+            raise WorkerError(f"process {min(missing)} of this run has not come within {START_SECONDS:g} s")
+        time.sleep(0.01)
+    return mine
 
 
 @contextlib.contextmanager
@@ -139,7 +165,12 @@ def lost_processes_named() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         _ignore_termination()
-        raise WorkerError(f"another process of this run has ended ({str(error).splitlines()[0]})") from error
+        raise WorkerError(f"another process of this run has ended ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """What happened, without the place in gloo's source and its good wishes."""
+    return re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0]).partition(". This is typically")[0]
 
 
 def _ignore_termination() -> None:
@@ -185,7 +216,7 @@ class Heartbeat:
                 self._say("left")
         except RuntimeError as error:  # the store is gone, and with it who started us
             if not self._ended.is_set():
-                self._give_up(f"torchrun's store does not answer ({str(error).splitlines()[0]})")
+                self._give_up(f"torchrun's store does not answer ({_reason(error)})")
 
     def _say(self, word: str) -> None:
         self._store.set(f"alive/{self._world.rank}", word)

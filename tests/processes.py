@@ -21,24 +21,24 @@ from tests.runs import Outcome
 class Launcher:
     """The process that has torch loaded, and forks others."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        """`folder` is for what the processes print; `settings` are constants of jointmae.trainer, by name."""
-        self._folder = folder
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder  # for what the processes print
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.processes", json.dumps(settings)],
+            [sys.executable, "-m", "tests.processes"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         )
 
-    def run(self, argv: Sequence[str], size: int = 1, homes: Sequence[Path] = ()) -> list[Outcome]:
+    def run(self, argv: Sequence[str], size: int = 1, homes: Sequence[Path] = (), **settings: float) -> list[Outcome]:
         """`python -m jointmae.train` in `size` processes, in folders `homes` if given; what each left, by rank.
 
-        A single one is not told that there could be others.
+        A single one is not told that there could be others. `settings` are constants of jointmae.trainer.
         """
         said = [self._folder / f"said-{rank}" for rank in range(size)]
         order = {"argv": list(argv), "size": size, "said": list(map(str, said)), "homes": list(map(str, homes))}
+        order["settings"] = settings
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
@@ -59,26 +59,31 @@ def _serve() -> None:
 
     from jointmae import cli, train, trainer
 
-    for name, value in json.loads(sys.argv[1]).items():
-        setattr(trainer, name, type(getattr(trainer, name))(value))
     train.parse_args([])  # loads what it needs
     torch.set_num_threads(1)  # a forked process has no other threads
+
+    def command(settings: dict[str, float]) -> NoReturn:
+        for name, value in settings.items():
+            assert hasattr(trainer, name), name
+            setattr(trainer, name, value)
+        cli.run(train.main)
+
     for line in sys.stdin:
         order = json.loads(line)
-        order["port"] = _free_port()
-        pids = [_fork(rank, order, lambda: cli.run(train.main)) for rank in range(order["size"])]
+        order["port"] = free_port()
+        pids = [_fork(rank, order, command) for rank in range(order["size"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         print(json.dumps(codes), flush=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _fork(rank: int, order: dict[str, Any], command: Callable[[], NoReturn]) -> int:
+def _fork(rank: int, order: dict[str, Any], command: Callable[[dict[str, float]], NoReturn]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -92,7 +97,7 @@ def _fork(rank: int, order: dict[str, Any], command: Callable[[], NoReturn]) -> 
     sys.argv = ["train", *order["argv"]]
     code = 1
     try:
-        command()
+        command(order["settings"])
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import safetensors.torch
@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 
 from jointmae import distributed, random, train, trainer
-from jointmae.distributed import Heartbeat, World, share_of
+from jointmae.distributed import Heartbeat, World, name_of_this_start, share_of
 from jointmae.errors import UsageError, WorkerError
-from tests.processes import Launcher
 from tests.runs import contents, fails, run, small_argv
 
 # ---- who does what of a batch ----
@@ -66,20 +65,12 @@ def work(tmp_path_factory):
     return tmp_path_factory.mktemp("processes")
 
 
-@pytest.fixture(scope="module")
-def launcher(work):
-    """With a line of metrics.jsonl for each step."""
-    started = Launcher(work, LOG_STEPS=1)
-    yield started
-    started.close()
-
-
 def trained(launcher, work, name, size, *more):
-    """The folder of a run in `size` processes."""
+    """The folder of a run in `size` processes, with a line of metrics.jsonl for each step."""
     argv = small_argv(work, *STEPS, *more)
     folder = work / name
     argv[argv.index("--out") + 1] = str(folder)
-    for outcome in launcher.run(argv, size):
+    for outcome in launcher.run(argv, size, LOG_STEPS=1):
         assert outcome.code == 0 and outcome.err == "", outcome
     return folder
 
@@ -151,7 +142,7 @@ def test_the_first_process_alone_writes_and_speaks(launcher, work, tmp_path):
     assert (first.code, second.code, first.err, second.err, second.out) == (0, 0, "", "", "")
     assert "processes 2" in first.out and "step 3/3" in first.out
     assert list(contents(homes[1])) == ["."]
-    assert len((homes[0] / "run/metrics.jsonl").read_text().splitlines()) == 3
+    assert len((homes[0] / "run/metrics.jsonl").read_text().splitlines()) == 2  # of the first step and of the last
 
 
 def test_a_batch_too_small_ends_every_process_with_code_2(launcher, tmp_path):
@@ -249,12 +240,22 @@ def test_a_store_that_is_gone_ends_the_process(store, ended):
     assert ended.code == WorkerError.exit_code
 
 
-def test_what_a_restart_left_in_the_store_is_not_read(monkeypatch):
-    master = dist.TCPStore("localhost", 0, 1, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", str(master.port))
-    before = distributed._store(World(0, 2))
-    before.set("alive/1", "left")
-    assert distributed._store(World(0, 2)).check(["alive/1"])
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not distributed._store(World(0, 2)).check(["alive/1"])
+# ---- what earlier starts left in the store ----
+
+
+def test_every_start_has_a_name_of_its_own(store):
+    """Also where the first process answers those of an earlier start before it hears of the present ones."""
+    names = set()
+    for _ in range(20):
+        with ThreadPoolExecutor(3) as pool:
+            ours = set(pool.map(lambda rank: name_of_this_start(store, World(rank, 3)), (0, 2, 1)))
+        assert len(ours) == 1
+        names |= ours
+        store.set("asks/1", "one that was killed before it had an answer")
+    assert len(names) == 20
+
+
+def test_a_process_that_does_not_come_is_named(store, monkeypatch):
+    monkeypatch.setattr(distributed, "START_SECONDS", 0.05)
+    with pytest.raises(WorkerError, match="process 1 of this run has not come within 0.05 s"):
+        name_of_this_start(store, World(0, 2))

@@ -7,8 +7,6 @@ written after every workload, so that a run that is killed leaves what it had. `
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.machine import ceilings, describe_run
+from benchmarks.machine import add_run, ceilings, describe_run
 from benchmarks.peers import why_missing
 from benchmarks.timing import Compare, Row
 
@@ -70,13 +68,8 @@ def _write(config: pytest.Config) -> None:
         return
     threads = config.stash[THREADS]
     head = config.stash.setdefault(HEAD, describe_run(threads))
-    earlier = json.loads(path.read_text()) if path.exists() else []
-    earlier = [run for run in earlier if run["run"] != head["run"]]
     limits = {name: asdict(ceilings(torch.device(name), threads)) for name in dict.fromkeys(row.device for row in rows)}
-    run = {**head, "ceilings": limits, "missing": why_missing, "rows": [asdict(row) for row in rows]}
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps([*earlier, run], indent=1) + "\n")
-    os.replace(partial, path)
+    add_run(path, {**head, "ceilings": limits, "missing": why_missing, "rows": [asdict(row) for row in rows]})
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -21,6 +22,11 @@ from jointmae.build_info import source_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "JOINTMAE_COMMIT"  # says which it is where the checkout came without its history
+# FLOP/s of dense matrix products by data sheet, and by the driver's name of the GPU: bfloat16, TF32, float32.
+DATA_SHEETS = {
+    "NVIDIA H200": (989e12, 494e12, 67e12),
+    "NVIDIA H100 80GB HBM3": (989e12, 494e12, 67e12),
+}
 LANES = 128  # float32 lanes of a multiprocessor, from capability 8.6 on, and of 9.0; of 8.0 half
 PACKAGES = (
     *("numpy", "scipy", "scikit-learn", "triton", "numba", "fpsample", "torch-fps", "torch-quickfps"),
@@ -101,6 +107,20 @@ def ceilings(device: torch.device, threads: int) -> Ceilings:
     return Ceilings(_copy_rate(device, 2**25), 2 * size**3 / _best_s(lambda: a @ a, device))
 
 
+@cache
+def matrix_peak(device: torch.device, dtype: torch.dtype, threads: int) -> tuple[float, str]:
+    """The most FLOP/s of matrix products of `dtype`, and where that is from: a data sheet, or a large product here."""
+    if device.type == "cuda" and torch.cuda.get_device_name(device) in DATA_SHEETS:
+        bf16, tf32, fp32 = DATA_SHEETS[torch.cuda.get_device_name(device)]
+        if dtype == torch.bfloat16:
+            return bf16, "data sheet"
+        return (fp32 if torch.get_float32_matmul_precision() == "highest" else tf32), "data sheet"
+    torch.set_num_threads(threads)
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / _best_s(lambda: a @ a, device), f"measured, {size}^3"
+
+
 def _copy_rate(device: torch.device, num_floats: int) -> float:
     a, b = torch.randn(num_floats, device=device), torch.empty(num_floats, device=device)
     return 8 * num_floats / _best_s(lambda: b.copy_(a), device)
@@ -120,6 +140,15 @@ def wait(device: torch.device) -> None:
     """Returns when all that was asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def add_run(path: Path, run: dict[str, Any]) -> None:
+    """Puts a run last in the results file, in place of what it wrote there earlier."""
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    earlier = [one for one in earlier if one["run"] != run["run"]]
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps([*earlier, run], indent=1) + "\n")
+    os.replace(partial, path)
 
 
 def _cpu_name() -> str:

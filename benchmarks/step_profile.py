@@ -13,23 +13,29 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from jointmae import trainer
+from benchmarks.machine import wait
+from benchmarks.our_step import our_step
+from jointmae import step as step_module
 from jointmae.data import load
 from jointmae.model import joint_mae, losses
 from jointmae.model.joint_mae import JointMAE
-from jointmae.optimizer import adamw
 from jointmae.recipes import train_config
+from jointmae.step import Step
 
 # Functions as they are found by their callers, and the stage that they are; the innermost label counts.
 STAGES: list[tuple[Any, str, str]] = [
-    (trainer, "make_batch", "augmentation"),
+    (Step, "_batch", "augmentation"),
+    (step_module, "augment", "augmentation"),
+    (step_module, "draw", "augmentation"),
     (joint_mae, "sample_geometry", "geometry: sampling and grouping"),
     (joint_mae, "group_points", "geometry: sampling and grouping"),
     (joint_mae, "project", "geometry: projection"),
@@ -96,17 +102,31 @@ def is_matrix_work(event: FunctionEvent) -> bool:
     return False
 
 
-def seconds_by_stage(events: list[FunctionEvent]) -> dict[str, list[float]]:
-    """[forward, backward, of which matrix] in microseconds of the calling thread."""
+def microseconds_by_stage(events: list[FunctionEvent], device: torch.device) -> dict[str, list[float]]:
+    """[forward, backward, of which matrix] of the calling thread, or of the kernels that it started on a GPU."""
+    events = [event for event in events if event.device_type == DeviceType.CPU]  # a GPU's hang on those that start them
     stage_by_sequence = {e.sequence_nr: stage_of(e) for e in events if e.sequence_nr >= 0 and stage_of(e) is not None}
     table: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for event in events:
         sequence = forward_sequence(event)
         stage = stage_of(event) if sequence is None else stage_by_sequence.get(sequence)
+        time = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         row = table[stage or "the rest"]
-        row[sequence is not None] += event.self_cpu_time_total
-        row[2] += event.self_cpu_time_total * is_matrix_work(event)
+        row[sequence is not None] += time
+        row[2] += time * is_matrix_work(event)
     return table
+
+
+def profile_steps(step: Callable[[], Any], num_steps: int, device: torch.device) -> dict[str, list[float]]:
+    """`microseconds_by_stage` of so many calls of an eager `step`, after one that is not counted."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with labelled_stages():
+        step()
+        with profile(activities=activities) as profiler:
+            for _ in range(num_steps):
+                step()
+            wait(device)
+    return microseconds_by_stage(list(profiler.events()), device)
 
 
 def main() -> None:
@@ -118,25 +138,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = train_config(options.preset)
-    clouds = load("furniture")
-    model = JointMAE(config.model, seed=0).train()
-    optimizer = adamw(model, config)
-
-    def step(number: int) -> None:
-        ids = torch.arange(options.batch_size) + number * options.batch_size
-        points, up, draws = trainer.make_batch(config.model, config, clouds, ids % len(clouds), 0)
-        loss = model(points, up, draws).loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    with labelled_stages():
-        step(0)
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            for number in range(1, options.steps + 1):
-                step(number)
-    table = seconds_by_stage(list(profiler.events()))
+    config = replace(train_config(options.preset), batch_size=options.batch_size)
+    cpu = torch.device("cpu")
+    table = profile_steps(our_step(config, load("furniture"), cpu), options.steps, cpu)
     total = sum(forward + backward for forward, backward, _ in table.values())
     print(f"{options.preset}, {options.batch_size} clouds, {options.threads} threads, ms a step")
     print(f"{'':34} {'forward':>9} {'backward':>9} {'matrix':>9} {'share':>7}")

@@ -189,8 +189,14 @@ class TrainConfig:
     comparing runs, is float64 everywhere."""
     accumulate: int = 1
     """Parts of a process's share of a batch, computed one after the other: for batches that do not fit into memory."""
+    auto_batch: bool = False
+    """Compute a batch in more parts where memory is short, as many as it takes."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes, each holds all weights (DistributedDataParallel), or a shard of them (FSDP2)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for a GPU and off for a CPU."""
+    cuda_graphs: bool = True
+    """On a GPU, a compiled step is recorded and replayed."""
     threads: int = 0
     """CPU threads (0: torch's choice)."""
     resume: str = "auto"
@@ -199,9 +205,13 @@ class TrainConfig:
     """Print what would be trained and where, and stop."""
     evaluate: bool = True
     """Linear SVM and report at the end."""
+    tensorboard: bool = False
+    """Curves, depth maps and clouds for TensorBoard in the run's folder while it goes on; needs jointmae[tb]."""
 
 
-RESUMABLE_CHANGES = frozenset({"out", "device", "threads", "resume", "dry_run", "evaluate", "compile", "accumulate"})
+RESUMABLE_CHANGES = frozenset(
+    "out device threads resume dry_run evaluate tensorboard compile cuda_graphs accumulate auto_batch parallel".split()
+)
 """Fields of TrainConfig that may differ between a run and its continuation."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterator
 
@@ -40,9 +42,32 @@ def memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def keep_freed_memory() -> None:
+    """Lets the C library keep what is freed, for the whole process: each step asks for the same blocks again.
+
+    Otherwise blocks from 32 MiB on go back to the system and come again page by page, which takes a fifth of a step.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # <malloc.h>
+    allocator = ctypes.CDLL(None)
+    allocator.mallopt(mmap_threshold, 2**30)
+    allocator.mallopt(trim_threshold, 2**31 - 1)
+    allocator.mallopt(mmap_max, 0)
+
+
+def return_freed_memory(device: torch.device) -> None:
+    """Gives back what is kept for later, after an attempt that ran out of memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Also of PyTorch's CPU allocator, which has no exception class of its own, and of our compiled module."""
-    says_so = any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    said = ("can't allocate memory", "not enough memory", "could not create a primitive")  # the last is all oneDNN says
+    says_so = any(words in str(error) for words in said)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and says_so)
 
 

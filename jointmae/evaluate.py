@@ -124,7 +124,8 @@ def reconstruct(model: JointMAE, clouds: PointClouds, ids: Tensor, seed: int = 0
     ids = ids.to(clouds.device)
     batch = clouds.select(ids).first(model.config.num_points)
     points = normalize_unit_sphere(batch.points) if model.config.normalize_input else batch.points
-    output: Reconstruction = model.eval()(points, batch.up, draw(model.config, seed, 0, ids))
+    dtype = model.modality_3d.dtype
+    output: Reconstruction = model.eval()(points.to(dtype), batch.up.to(dtype), draw(model.config, seed, 0, ids))
     return output
 
 

@@ -1,8 +1,9 @@
-"""What the numbers of a config may be; free of torch. Checked once, at the start of `trainer.train`."""
+"""What the numbers of a config may be, and what it needs; free of torch. Checked once, at the start of a run."""
 
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from jointmae.config import PATCH_SIZE, ModelConfig, TrainConfig
@@ -22,6 +23,8 @@ def require_valid(config: TrainConfig) -> None:
     """Raises UsageError naming the first option whose value no run can have, and the values that it may have."""
     _require(_training_rules(config))
     require_valid_model(config.model)
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise UsageError("--tensorboard needs a package that is not installed: pip install 'jointmae[tb]'")
 
 
 def require_valid_model(model: ModelConfig) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jointmae.config import TrainConfig
+from jointmae.parallel import like, whole
 
 _TOKENS = ("modality_2d", "modality_3d", "mask_token_2d", "mask_token_3d", "depth_position", "decoder_depth_position")
 
@@ -30,7 +31,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state by parameter and slot, as in "encoder.norm.bias/exp_avg"."""
     return {
-        f"{name}/{slot}": value.contiguous()
+        f"{name}/{slot}": whole(value).contiguous()
         for name, parameter in model.named_parameters()
         for slot, value in optimizer.state.get(parameter, {}).items()
     }
@@ -42,4 +43,4 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tenso
     for key, value in tensors.items():
         name, slot = key.rsplit("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][slot] = value.to(parameter.device)
+        optimizer.state[parameter][slot] = like(value, parameter)

@@ -4,12 +4,14 @@ config.json      what is trained               metrics.jsonl    losses by step: 
 env.json         on which machine              timings.jsonl    speed and memory by step
 status.json      for people and schedulers     checkpoints/     the newest two and the best
 non_finite.json  the batch that ended a run by a number that is NaN or infinite
+tensorboard/     event files, with --tensorboard
 model.safetensors, report.html, README.md      at the end
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import math
 import os
@@ -86,8 +88,13 @@ class RunFolder:
         return done and (bool(status.get("evaluated")) or not evaluated) and (self.path / "model.safetensors").exists()
 
     def write_status(self, state: str, **more: Any) -> None:
-        """`state` is running, stopped, failed or finished; `more` is step, checkpoint, exit_code and the like."""
-        write_atomically(self.path / "status.json", to_json({"state": state, **more}))
+        """`state` is running, stopped, failed or finished; `more` is step, checkpoint, exit_code and the like.
+
+        With it, by whom and when: "running" that is minutes old has no one behind it.
+        """
+        written = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        who = {"host": platform.node(), "process": os.getpid(), "written": written}
+        write_atomically(self.path / "status.json", to_json({"state": state, **more, **who}))
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Adds one JSON line to `name`.jsonl."""

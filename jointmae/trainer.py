@@ -11,39 +11,55 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from jointmae import checkpoint, random
 from jointmae.checkpoint import Checkpoint
-from jointmae.config import ModelConfig, TrainConfig
-from jointmae.data import PointClouds, concat, load, normalize_unit_sphere, scale_and_shift, splits_of
-from jointmae.device import choose_device, memory_bytes, out_of_memory_errors
-from jointmae.diagnosis import Diagnosis
+from jointmae.config import TrainConfig
+from jointmae.data import PointClouds, concat, load, splits_of
+from jointmae.device import (
+    choose_device,
+    is_out_of_memory,
+    keep_freed_memory,
+    memory_bytes,
+    out_of_memory_errors,
+    return_freed_memory,
+)
 from jointmae.distributed import World, joined, lost_processes_named
-from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, UsageError, WorkerError
+from jointmae.errors import (
+    CheckpointError,
+    DiskError,
+    JointMAEError,
+    NonFiniteError,
+    OutOfMemoryError,
+    UsageError,
+    WorkerError,
+)
 from jointmae.files import to_json, write_atomically
 from jointmae.limits import require_valid
-from jointmae.model import JointMAE, Reconstruction
-from jointmae.model.masking import Draws, draw
-from jointmae.optimizer import adamw, load_state_tensors, state_tensors
+from jointmae.model import JointMAE
+from jointmae.optimizer import load_state_tensors, state_tensors
+from jointmae.parallel import is_sharded, like, whole
 from jointmae.progress import Pace, Progress, Snapshot
-from jointmae.random import Purpose
 from jointmae.run_folder import RunFolder, default_folder
 from jointmae.schedule import Schedule
 from jointmae.signals import Stopped, StopSignals
+from jointmae.step import LOSSES, Step
+
+if TYPE_CHECKING:
+    from jointmae.board import Board
 
 LOG_STEPS = 10  # a line of metrics.jsonl is a mean over so many steps
 DIAGNOSTIC_STEPS = 100  # gradient norm of each loss, and the spread of features
 CHECKPOINT_SECONDS = 30.0
 
-LOSSES = ("loss", "loss_3d", "loss_2d", "loss_cross")
+Result = TypeVar("Result")
 
 
 def train(config: TrainConfig) -> int:
@@ -52,7 +68,9 @@ def train(config: TrainConfig) -> int:
     device = choose_device(config.device)
     if config.threads > 0:
         torch.set_num_threads(config.threads)
-    with joined(device) as world:
+    if device.type == "cpu":
+        keep_freed_memory()
+    with joined(device) as world, lost_processes_named():
         return _train(config, device, world)
 
 
@@ -74,7 +92,8 @@ def _train(config: TrainConfig, device: torch.device, world: World) -> int:
     with contextlib.closing(run):
         if world.leads:
             run.claim()
-        return Trainer(config, clouds, schedule, run, device, world).run()
+        world.most(torch.zeros(()))  # who is refused the folder ends here, before others read what is in it
+        return Trainer(config, clouds, schedule, run, world).run()
 
 
 def _require_enough(batch_size: int, num_processes: int, num_parts: int) -> None:
@@ -123,27 +142,19 @@ class Trainer:
     """One run: on one device, or this process's part of one on several."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        clouds: PointClouds,
-        schedule: Schedule,
-        run: RunFolder,
-        device: torch.device,
-        world: World,
+        self, config: TrainConfig, clouds: PointClouds, schedule: Schedule, run: RunFolder, world: World | None = None
     ) -> None:
-        self.config, self.clouds, self.schedule, self.folder, self.device = config, clouds, schedule, run, device
-        self.world = world
-        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.config, self.clouds, self.schedule, self.folder = config, clouds, schedule, run
+        self.world = world or World()
+        self.device = clouds.device
         self.batch_size = min(config.batch_size, len(clouds))
-        with self._memory_errors("while building the model"):
-            self.model = JointMAE(config.model, seed=config.seed).to(device, self.dtype).train()
-        self.optimizer = adamw(self.model, config)
-        self.forward: Any = self._compiled() if self._wants_compile() else self.model
-        if world.size > 1:
-            self.forward = DistributedDataParallel(self.forward)
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        advice = "Try a smaller --preset and another --out."
+        with out_of_memory_errors(f"while building the model ({self._peak()})", advice):
+            self.model = JointMAE(config.model, seed=config.seed).to(self.device, dtype).train()
+            self.one_step = Step(self.model, config, clouds, self.world)
         self.step = 0
+        self._results: list[Tensor] = []  # of the last steps, float64 [5] each, still on the device
         self.window: list[list[float]] = []  # the losses of steps that have no line in metrics.jsonl yet
         self.epoch_losses: list[float] = []
         self.best: dict[str, float] = {}  # the epoch with the lowest mean loss
@@ -152,27 +163,14 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
         self._timed_steps, self._timed_from = 0, time.monotonic()  # since the last line
         self.pace = Pace()
-
-    def _wants_compile(self) -> bool:
-        return self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
-
-    def _compiled(self) -> Any:
-        # `_diagnose` goes backward several times through one graph, and a run may resume just before it.
-        torch._functorch.config.donated_buffer = False
-        return torch.compile(self.model, fullgraph=True, dynamic=False)
-
-    def _memory_errors(self, where: str) -> contextlib.AbstractContextManager[None]:
-        smaller = f"--batch-size {self.batch_size // 2}" if self.batch_size > 1 else "a smaller --preset"
-        return out_of_memory_errors(
-            f"{where} with batches of {self.batch_size} clouds (peak {memory_bytes(self.device) / 2**30:.1f} GiB)",
-            f"Try {smaller} and another --out.",
-        )
+        self.board: Board | None = None  # --tensorboard, in the leading process
 
     # ---- the run ----
 
     def run(self) -> int:
         """From the newest checkpoint to the last step, then evaluation and report; returns the exit code."""
         found = self._checkpoint_to_resume()
+        self._require_same_start(found.step if found else 0)
         self.world.on_loss = lambda why: self._record("failed", WorkerError.exit_code, why)
         if self.world.leads:
             self.folder.begin()
@@ -188,20 +186,22 @@ class Trainer:
     def _train(self, signals: StopSignals) -> None:
         progress = Progress() if self.world.leads else contextlib.nullcontext()
         with signals.deferred(), progress as shown:
-            while self.step < self.schedule.num_steps and not self._stops(signals):
-                with self._memory_errors(f"at step {self.step}"):
-                    self._train_step(shown)
+            if self.config.auto_batch and self.step < self.schedule.num_steps:
+                self._set_parts(self.one_step.parts_that_fit(*self._batch_ids(), self.world, self.config.accumulate))
+            while self.step < self.schedule.num_steps and not self._asked(signals):
+                self._train_step(shown)
             self._save()
             self.world.meet()  # torchrun ends all processes as soon as one has left: not while the first one saves
 
-    def _stops(self, signals: StopSignals) -> bool:
-        """Whether a process was asked to stop: all do, after the same step."""
-        wanted = signals.wanted
-        if self.world.size > 1:
-            wanted = int(self.world.most(torch.tensor(wanted, device=self.device)))
-            if wanted:  # a signal that has come meanwhile counts after the next step, when all know of it
-                signals.wanted = signals.wanted or wanted
-        return wanted != 0
+    def _asked(self, signals: StopSignals) -> bool:
+        """Whether to stop; saves first where that is due. What one process is asked for, all do after the same step."""
+        due = self.world.leads and time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
+        wanted, save = self.world.most(torch.tensor([float(signals.wanted), float(due)])).tolist()
+        if wanted:  # a signal that has come meanwhile counts after the next step, when all know of it
+            signals.wanted = signals.wanted or int(wanted)
+        if save:
+            self._save()
+        return bool(wanted)
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         """None for a new run. Raises UsageError if --resume forbids it, CheckpointError if all are damaged or gone."""
@@ -210,13 +210,22 @@ class Trainer:
         if self.config.resume == "never" and checkpoint.steps(self.folder.checkpoints):
             raise UsageError(f"{self.folder.path} holds a run and --resume is never: choose another --out")
         found, complaints = checkpoint.load_newest(self.folder.checkpoints)
-        for complaint in complaints[:3]:
+        for complaint in complaints[: 3 if self.world.leads else 0]:
             print(f"warning: {complaint}; trying an older checkpoint", file=sys.stderr, flush=True)
         if found is None and (complaints or self.folder.status().get("checkpoint")):
             raise CheckpointError(
                 f"{self.folder.checkpoints}: no valid checkpoint left; remove {self.folder.path} to start again"
             )
         return found
+
+    def _require_same_start(self, step: int) -> None:
+        """Waits until all processes have read what there is; the folder may change only then."""
+        last, first = self.world.most(torch.tensor([step, -step], dtype=torch.float64)).tolist()
+        if last != -first:
+            raise UsageError(
+                f"processes would go on at different steps ({-first:.0f} and {last:.0f}): --out {self.folder.path} "
+                "must be one folder that all of them see"
+            )
 
     def _resume(self, found: Checkpoint | None) -> None:
         logged = 0
@@ -230,13 +239,19 @@ class Trainer:
             checkpoint.discard_after(self.folder.checkpoints, found.step)
             print(f"resumed from step {found.step}", flush=True)
         self.folder.cut_after(logged)
+        if self.config.tensorboard:
+            from jointmae.board import Board  # TensorBoard, scikit-learn and matplotlib load only when they are needed
+
+            self.board = Board(self.folder.path, self.config, self.clouds, self.schedule.num_steps, logged)
         self._write_status("running")
 
     def _restore(self, found: Checkpoint) -> int:
         """Takes over all that `found` holds; returns the step of its last line in metrics.jsonl."""
         try:
-            self.model.load_state_dict(found.model)
-            load_state_tensors(self.optimizer, self.model, found.optimizer)
+            here = self.model.state_dict()
+            weights = {name: like(value, here[name]) if name in here else value for name, value in found.model.items()}
+            self.model.load_state_dict(weights)
+            load_state_tensors(self.one_step.optimizer, self.model, found.optimizer)
             self.window, self.epoch_losses = found.state["window"], found.state["epoch_losses"]
             self.best, logged = found.state["best"], int(found.state["logged"])
         except (RuntimeError, KeyError, ValueError) as error:
@@ -246,119 +261,151 @@ class Trainer:
         return logged
 
     def _train_step(self, progress: Progress | None) -> None:
-        epoch, position = divmod(self.step, self.schedule.steps_per_epoch)
-        ids = self._batch_ids(epoch, position)
-        losses, diagnostics = self._gradients(ids, epoch)
-        grad_norm = self._clip(ids)
-        lr = self.schedule.lr(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        ids, epoch = self._batch_ids()
+        diagnostics = self._diagnose(ids, epoch)
+        self._results.append(self._result(ids, epoch))
         self.step += 1
-        if progress is None:
-            return
-        self.window.append([*losses, grad_norm])
-        self.epoch_losses.append(losses[0])
-        self._after_step(epoch, lr, diagnostics, progress)
+        self._after_step(diagnostics, progress)
 
-    def _reconstruct(self, points: Tensor, up: Tensor, draws: Draws, ids: Tensor) -> Reconstruction:
-        try:
-            with self.autocast:
-                output: Reconstruction = self.forward(points, up, draws)
-        except ValueError as error:  # on a CPU, ops refuse a prediction that is not finite before there is a loss
-            if "must be finite" not in str(error):
-                raise
-            raise self._not_finite("prediction", math.nan, ids) from error
-        return output
+    def _diagnose(self, ids: Tensor, epoch: int) -> dict[str, float]:
+        if self.step % DIAGNOSTIC_STEPS != 0:
+            return {}
+        return self._with_memory(ids, epoch, lambda: self.one_step.diagnose(ids, epoch))
 
-    def _batch_ids(self, epoch: int, position: int) -> Tensor:
+    def _result(self, ids: Tensor, epoch: int) -> Tensor:
+        """Of one more step, float64 [5]."""
+        lr = self.schedule.lr(self.step)
+        return self._with_memory(ids, epoch, lambda: self.one_step.run(ids, epoch, lr))
+
+    def _with_memory(self, ids: Tensor, epoch: int, work: Callable[[], Result]) -> Result:
+        """`work()`, again in smaller parts if memory is short and --auto-batch allows it."""
+        while True:
+            buffers = [buffer.clone() for buffer in self.model.buffers()] if self.config.auto_batch else []
+            try:
+                return work()
+            except ValueError as error:  # on a CPU, ops refuse a prediction that is not finite before there is a loss
+                if "must be finite" not in str(error):
+                    raise
+                raise self._not_finite(self.step, "prediction", math.nan) from error
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                peak = self._peak()
+            # here, where nothing holds the tensors of the failed step any more
+            self.one_step.discard()
+            return_freed_memory(self.device)
+            num_parts = self.one_step.parts_that_fit(ids, epoch, World(), 2 * self.one_step.num_parts)
+            if not self.config.auto_batch or self.world.size > 1 or num_parts == 0:
+                raise self._out_of_memory(num_parts, peak)
+            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+            self._set_parts(num_parts)
+
+    def _batch_ids(self) -> tuple[Tensor, int]:
+        """The clouds int64 [B] of the next step, and its epoch."""
+        epoch, position = divmod(self.step, self.schedule.steps_per_epoch)
         if self._order_epoch != epoch:
             self._order_epoch = epoch
             self._order = random.epoch_order(self.config.seed, epoch, len(self.clouds), self.device)  # [S]
-        return self._order[position * self.batch_size : (position + 1) * self.batch_size]  # [B]
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size], epoch
 
-    def _batch(self, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor, Draws]:
-        """Points [B, N, 3], up axes [B, 3] and random numbers of clouds `ids` [B]."""
-        points, up, draws = make_batch(self.config.model, self.config, self.clouds, ids, epoch)
-        return points.to(self.dtype), up.to(self.dtype), draws
-
-    def _gradients(self, ids: Tensor, epoch: int) -> tuple[list[float], dict[str, float]]:
-        """The gradients of batch `ids`, of which this process computes its share, part by part; losses, diagnostics."""
-        self.optimizer.zero_grad(set_to_none=True)
-        totals = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
-        diagnosis = Diagnosis(self.model, self.config.model) if self.step % DIAGNOSTIC_STEPS == 0 else None
-        parts = self.world.share(ids).tensor_split(self.config.accumulate)
-        for i, part in enumerate(parts):
-            weight = len(part) / len(ids)
-            with self._gradients_added_up(last=i == len(parts) - 1):
-                output = self._reconstruct(*self._batch(part, epoch), part)
-                if diagnosis is not None:
-                    diagnosis.add(output, weight)
-                # DistributedDataParallel gives the mean over processes; what is wanted is the sum of all parts
-                (output.loss * (weight * self.world.size)).backward()
-            totals += weight * torch.stack([getattr(output, name).detach() for name in LOSSES])
-        losses = self.world.sum(totals).tolist()
-        self._require_finite("loss", losses[0], ids)
-        return losses, {} if diagnosis is None else diagnosis.of(self.world)
-
-    def _gradients_added_up(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Between processes, after the last part alone."""
-        if last or self.world.size == 1:
-            return contextlib.nullcontext()
-        no_sync: contextlib.AbstractContextManager[None] = self.forward.no_sync()
-        return no_sync
-
-    def _clip(self, ids: Tensor) -> float:
-        """Clips gradients where asked for; returns their norm before that. Stops at one that is not finite."""
-        limit = self.config.clip_grad if self.config.clip_grad > 0 else math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        self._require_finite("gradient", norm, ids)
-        return norm
-
-    def _require_finite(self, what: str, value: float, ids: Tensor) -> None:
-        if not math.isfinite(value):
-            raise self._not_finite(what, value, ids)
-
-    def _not_finite(self, what: str, value: float, ids: Tensor) -> NonFiniteError:
+    def _not_finite(self, step: int, what: str, value: float) -> NonFiniteError:
         """What to raise; the clouds of the batch are left in non_finite.json."""
+        self.step = step
+        ids, _ = self._batch_ids()
         clouds = [{"id": i, "name": self.clouds.names[i]} for i in ids.tolist()]
-        record = {"step": self.step, "what": what, "value": str(value), "clouds": clouds}
+        record = {"step": step, "what": what, "value": str(value), "clouds": clouds}
         file, where = self.folder.path / "non_finite.json", ""
         with contextlib.suppress(DiskError):  # the message names the first of them
-            write_atomically(file, to_json(record))
+            if self.world.leads:
+                write_atomically(file, to_json(record))
             where = f" (see {file})"
         shown = ", ".join(map(str, ids[:8].tolist())) + (", ..." if len(ids) > 8 else "") + where
         return NonFiniteError(
-            f"the {what} of step {self.step} is {value}; the optimizer has not stepped.\n"
+            f"the {what} of step {step} is {value}; the optimizer has not stepped.\n"
             f"Clouds of the batch: {shown}\n"
             "Try a lower --lr or --clip-grad 1 with another --out; the newest checkpoint here is intact."
         )
 
+    # ---- memory ----
+
+    def _set_parts(self, num_parts: int) -> None:
+        """Computes a batch in so many parts from now on; 0: there is not even memory for single clouds."""
+        if num_parts == 0:
+            raise self._out_of_memory(0, self._peak())
+        if num_parts > self.one_step.num_parts and self.world.leads:
+            print(f"note: not enough memory, so a batch is computed in {num_parts} parts (--accumulate)", flush=True)
+        self.one_step.num_parts = num_parts
+
+    def _out_of_memory(self, num_parts: int, peak: str) -> OutOfMemoryError:
+        """What to raise where `num_parts` would fit, or nothing (0)."""
+        clouds = -(-self.batch_size // (self.world.size * self.one_step.num_parts))
+        advice = "not even a single cloud fits: try a smaller --preset and another --out"
+        if num_parts > 0:
+            fitting = -(-self.batch_size // (self.world.size * num_parts))
+            advice = f"{fitting} at once fit, as was tried: go on with --accumulate {num_parts}, or with --auto-batch"
+        return OutOfMemoryError(f"out of memory at step {self.step} with {clouds} clouds at once ({peak}); {advice}")
+
+    def _peak(self) -> str:
+        return f"peak {memory_bytes(self.device) / 2**30:.1f} GiB"
+
     # ---- records and checkpoints ----
 
-    def _after_step(self, epoch: int, lr: float, diagnostics: dict[str, float], progress: Progress) -> None:
+    def _after_step(self, diagnostics: dict[str, float], progress: Progress | None) -> None:
         self._timed_steps += 1
         self.pace.step()
         last = self.step == self.schedule.num_steps
-        progress.show(self._snapshot(epoch, lr), force=last or self.step == 1)
-        if self.step % LOG_STEPS == 0 or diagnostics:
+        epoch_ends = self.step % self.schedule.steps_per_epoch == 0
+        line_due = self.step % LOG_STEPS == 0 or bool(diagnostics)
+        if self.device.type == "cpu" or line_due or epoch_ends or last:
+            self._fetch()
+            if progress is not None:
+                progress.show(self._snapshot(), force=last or self.step == 1)
+        if line_due:
             self._log(diagnostics)
             self.window = []
-        epoch_ends = self.step % self.schedule.steps_per_epoch == 0
         if epoch_ends:
             self._end_epoch()
-        if epoch_ends or time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
             self._save()
+        if self.config.tensorboard and (epoch_ends or last):
+            self._draw(force=last)
+
+    def _draw(self, force: bool) -> None:
+        """Every process takes part where each has a shard of the weights."""
+        model = self._whole_model(self._weights()) if is_sharded(self.model) else self.model
+        if self.board is not None:
+            self.board.draw(model, self.step, force)
+
+    def _fetch(self) -> None:
+        """Waits for the device: the losses of the last steps. Raises NonFiniteError naming the first that is not."""
+        if not self._results:
+            return
+        rows = torch.stack(self._results).tolist()
+        first = self.step - len(rows)
+        self._results = []
+        for step, row in enumerate(rows, first):
+            for what, value in (("loss", row[0]), ("gradient", row[-1])):
+                if not math.isfinite(value):
+                    raise self._not_finite(step, what, value)
+            self.window.append(row)
+            self.epoch_losses.append(row[0])
 
     def _log(self, diagnostics: dict[str, float]) -> None:
         """One line of metrics.jsonl, the means of `window`, and one of timings.jsonl."""
+        if not self.world.leads:
+            return
         names = (*LOSSES, "grad_norm")
         record = {"step": self.step, "epoch": (self.step - 1) // self.schedule.steps_per_epoch}
         means = dict(zip(names, _column_means(self.window), strict=True))
-        self.folder.append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})
+        self._append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})
         timing = {"step": self.step, "seconds": time.monotonic() - self._timed_from, "clouds_per_second": self._speed()}
-        self.folder.append("timings", {**timing, "memory": memory_bytes(self.device)})
+        self._append("timings", {**timing, "memory": memory_bytes(self.device)})
         self._timed_steps, self._timed_from = 0, time.monotonic()
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        self.folder.append(name, record)
+        if self.board is not None:
+            self.board.append(name, record)
 
     def _speed(self) -> float:
         """Clouds a second since the last line."""
@@ -371,32 +418,34 @@ class Trainer:
         self.epoch_losses = []
 
     def _save(self) -> None:
-        """A checkpoint of this step, unless there is one."""
-        if self.step == self._saved_step or not self.world.leads:
+        """A checkpoint of this step, unless there is one. Every process takes part, as each may hold a shard."""
+        if self.step == self._saved_step:
             return
-        self.folder.sync()
-        logged = self.step - len(self.window)
-        state = {"window": self.window, "epoch_losses": self.epoch_losses, "best": self.best, "logged": logged}
-        optimizer = state_tensors(self.optimizer, self.model)
-        checkpoint.save(self.folder.checkpoints, Checkpoint(self.step, self._weights(), optimizer, state))
-        checkpoint.rotate(self.folder.checkpoints, keep={int(self.best["step"])} if self.best else set())
+        self._fetch()
+        weights, optimizer = self._weights(), state_tensors(self.one_step.optimizer, self.model)
+        if self.world.leads:
+            self.folder.sync()
+            logged = self.step - len(self.window)
+            state = {"window": self.window, "epoch_losses": self.epoch_losses, "best": self.best, "logged": logged}
+            checkpoint.save(self.folder.checkpoints, Checkpoint(self.step, weights, optimizer, state))
+            checkpoint.rotate(self.folder.checkpoints, keep={int(self.best["step"])} if self.best else set())
         self._saved_step, self._last_checkpoint = self.step, time.monotonic()
         self._write_status("running")
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        return {name: whole(value).contiguous() for name, value in self.model.state_dict().items()}
 
-    def _snapshot(self, epoch: int, lr: float) -> Snapshot:
+    def _snapshot(self) -> Snapshot:
         loss_3d, loss_2d, loss_cross = _column_means(self.window)[1:4]
         return Snapshot(
-            epoch=epoch,
+            epoch=(self.step - 1) // self.schedule.steps_per_epoch,
             num_epochs=self.config.epochs,
             step=self.step,
             num_steps=self.schedule.num_steps,
             loss_3d=loss_3d,
             loss_2d=loss_2d,
             loss_cross=loss_cross,
-            lr=lr,
+            lr=self.schedule.lr(self.step - 1),
             clouds_per_second=self._speed(),
             seconds_left=self.pace.seconds_for(self.schedule.num_steps - self.step),
             memory_bytes=memory_bytes(self.device),
@@ -406,22 +455,29 @@ class Trainer:
 
     def _finish(self) -> None:
         """The last line, the weights, the evaluation: what other processes need not wait for."""
+        weights = self._weights()
         if not self.world.leads:
             return
         if self.window:  # steps after the last full line; the checkpoint keeps them, because --max-steps may grow
             self._log({})
         self.folder.sync()
-        write_atomically(self.folder.path / "model.safetensors", safetensors.torch.save(self._weights()))
-        result = self._evaluate() if self.config.evaluate else ""
+        write_atomically(self.folder.path / "model.safetensors", safetensors.torch.save(weights))
+        result = self._evaluate(weights) if self.config.evaluate else ""
         print(f"{result}\nrun       {self.folder.path}".lstrip(), flush=True)
         self._write_status("finished", exit_code=0, evaluated=self.config.evaluate, result=result)
 
-    def _evaluate(self) -> str:
+    def _evaluate(self, weights: dict[str, Tensor]) -> str:
         from jointmae.evaluate import evaluate_run  # scikit-learn and matplotlib load only when they are needed
 
         advice = "The trained model is saved; --no-evaluate leaves the evaluation out."
         with out_of_memory_errors("while evaluating", advice):
-            return evaluate_run(self.folder, self.config, self.model.eval(), self.clouds)
+            return evaluate_run(self.folder, self.config, self._whole_model(weights).eval(), self.clouds)
+
+    def _whole_model(self, weights: dict[str, Tensor]) -> JointMAE:
+        """A copy in float32 and in one piece, which the model in training need not be."""
+        model = JointMAE(self.config.model)
+        model.load_state_dict(weights)
+        return model.to(self.device)
 
     def _stopped(self, stop: Stopped) -> int:
         self.world.ignore_termination()
@@ -446,29 +502,22 @@ class Trainer:
             raise
 
     def _record(self, state: str, exit_code: int, message: str) -> None:
-        if not self.world.leads:
-            return
         with contextlib.suppress(DiskError):  # on a full disk the message on stderr has to do
             self._write_status(state, exit_code=exit_code, message=message)
 
     def _write_status(self, state: str, **more: Any) -> None:
-        self.folder.write_status(state, step=self.step, checkpoint=self._saved_step, **more)
+        if not self.world.leads:
+            return
+        left = self.pace.seconds_for(self.schedule.num_steps - self.step)
+        self.folder.write_status(
+            state,
+            step=self.step,
+            num_steps=self.schedule.num_steps,
+            checkpoint=self._saved_step,
+            seconds_left=round(left) if math.isfinite(left) else None,
+            **more,
+        )
 
 
 def _column_means(rows: list[list[float]]) -> list[float]:
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-
-
-def make_batch(
-    model_config: ModelConfig, config: TrainConfig, clouds: PointClouds, ids: Tensor, epoch: int
-) -> tuple[Tensor, Tensor, Draws]:
-    """Points [B, N, 3], augmented and in the unit sphere, up axes [B, 3] and random numbers of clouds `ids` [B]."""
-    points = clouds.batch(ids, model_config.num_points, config.seed, epoch)
-    if config.augment == "scale+shift":
-        scale_keys, shift_keys = (
-            random.keys(config.seed, epoch, ids, purpose) for purpose in (Purpose.SCALE, Purpose.SHIFT)
-        )
-        points = scale_and_shift(points, scale_keys, shift_keys, normalize=model_config.normalize_input)
-    elif model_config.normalize_input:
-        points = normalize_unit_sphere(points)
-    return points, clouds.up[ids], draw(model_config, config.seed, epoch, ids)

@@ -10,6 +10,7 @@
 #   sanitize  compute-sanitizer's four tools over every op (scripts/sanitize_cases.py)
 #   peers     builds rivals that have no wheels, for the benchmarks
 #   bench     all benchmarks on CUDA -> bench.json
+#   step      a training step beside a naive one: clouds a second, FLOP/s, memory, stages, by batch size -> step.json
 #   speed     clouds a second in training, by preset, precision and compile -> speed.json
 #   train     trains on .gpu/data and probes with a linear SVM -> train.json
 # A failed stage does not stop the next; the exit code says whether one failed. DIR (benchmarks/results/gpu) gets a log a
@@ -22,7 +23,7 @@ script=$PWD/scripts/gpu.sh
 site=$PWD/build/gpu/site
 python=${PYTHON:-python3}
 
-all_stages=tests,sanitize,peers,bench,speed,train
+all_stages=tests,sanitize,peers,bench,step,speed,train
 stages=$all_stages
 limit=450
 out=benchmarks/results/gpu
@@ -37,7 +38,7 @@ while [ $# -gt 0 ]; do
     --limit) limit=$2 && shift 2 ;;
     --cpu-rehearsal) device=cpu && shift ;;
     --inside) inside=$2 && shift 2 ;; # one stage, in this process
-    *) sed -n '2,20s/^# \?//p' "$script" >&2 && exit 2 ;;
+    *) sed -n '2,21s/^# \?//p' "$script" >&2 && exit 2 ;;
   esac
 done
 for name in ${stages//,/ }; do
@@ -164,6 +165,24 @@ bench() { # a process a file: a rival that breaks the GPU's context takes no oth
     "$python" -m pytest -q "$file" "${options[@]}" --results "$out/bench.json"
     [[ $? =~ ^[05]$ ]] || failed=1 # 5: no benchmark was chosen
   done
+  return $failed
+}
+
+train_step() { # train_step OPTIONS...
+  "$python" -m benchmarks.bench_train_step --device "$device" --json "$out/step.json" "$@"
+}
+
+step() { # what matters most comes first
+  local failed=0
+  if [ "$device" = cpu ]; then
+    train_step --preset tiny --batch-size 8 --seconds 1
+    return
+  fi
+  train_step --preset paper --precision bf16 --mode compiled eager naive --seconds 5 || failed=1
+  train_step --preset paper --precision bf16 --mode compiled --batch-size 256 512 1024 --no-stages --seconds 5 \
+    --budget $((limit / 3)) || failed=1
+  train_step --preset paper small tiny --precision fp32 bf16 --mode eager naive --seconds 3 --budget $((limit / 6)) ||
+    failed=1
   return $failed
 }
 

@@ -530,14 +530,6 @@ def test_the_trivial_group_is_trivial_and_no_worse_than_the_mean():
     assert 0 < loss < collapsed
 
 
-def test_whole_step_compiles_as_one_graph():
-    model = micro_model()
-    arguments = batch(model.config)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*arguments).loss, model(*arguments).loss)
-
-
 def test_a_step_takes_no_numbers_from_the_host():
     """On a GPU that would wait for all that it has been asked before."""
     model = micro_model()

@@ -298,8 +298,9 @@ def test_depth_maps_hide_patches_in_grey_and_keep_rgb() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"normalize_patches": True}, {"color_render": True}, {"cross_views": 0}])
-def test_every_kind_of_model_has_pictures(changes: dict[str, object]) -> None:
-    found = shapes(micro_model(**changes), furniture().select(torch.arange(2)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_kind_of_model_has_pictures(changes: dict[str, object], dtype: torch.dtype) -> None:
+    found = shapes(micro_model(**changes).to(dtype), furniture().select(torch.arange(2)))
     assert [len(shape.clouds) + len(shape.depth_maps) for shape in found] == [7, 7]
     assert all(shape.loss_3d > 0 for shape in found)
 

@@ -93,7 +93,9 @@ def test_a_change_of_any_field_is_another_run_but_for_those_that_may_change(tmp_
 
 
 def test_only_these_changes_make_no_other_run():
-    assert RESUMABLE_CHANGES == {"out", "device", "threads", "resume", "dry_run", "evaluate", "compile"}
+    options = {"out", "device", "threads", "resume", "dry_run", "evaluate", "tensorboard", "compile", "accumulate"}
+    options |= {"auto_batch", "parallel", "cuda_graphs"}
+    assert options == RESUMABLE_CHANGES
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -18,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from jointmae import checkpoint, train, trainer
+from jointmae import checkpoint, step, train, trainer
 from jointmae.data import load, normalize_unit_sphere
 from jointmae.device import is_out_of_memory, out_of_memory_errors
 from jointmae.errors import DiskError, OutOfMemoryError
@@ -28,6 +30,7 @@ from jointmae.progress import Progress
 from jointmae.recipes import train_config
 from jointmae.run_folder import RunFolder
 from jointmae.signals import Stopped, StopSignals
+from jointmae.step import Step, augment
 from tests.models import micro_config
 from tests.runs import contents, fails, results, run, small_argv, small_config, write_clouds
 
@@ -39,7 +42,11 @@ def command(monkeypatch, capfd):
 
 
 def status(folder):
-    return json.loads((folder / "run" / "status.json").read_text())
+    """status.json without what differs between two runs: who wrote it and when, and what it expected."""
+    found = json.loads((folder / "run" / "status.json").read_text())
+    for name in ("host", "process", "written", "seconds_left"):
+        del found[name]
+    return found
 
 
 def metrics(folder):
@@ -63,7 +70,23 @@ def test_a_run_leaves_these_files(whole):
     assert names == ["checkpoints", "config.json", "env.json", *jsonl]
     assert sorted(path.name for path in (whole / "run/checkpoints").iterdir()) == ["step-12", "step-6"]
     end = {"exit_code": 0, "evaluated": False, "result": ""}
-    assert status(whole) == {"state": "finished", "step": 12, "checkpoint": 12, **end}
+    assert status(whole) == {"state": "finished", "step": 12, "num_steps": 12, "checkpoint": 12, **end}
+
+
+def test_the_status_is_one_that_a_scheduler_can_read(tmp_path, command):
+    """Who writes, when, how far, and how long it will take."""
+    command(small_argv(tmp_path, "--max-steps", "5"))
+    found = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (found["state"], found["step"], found["num_steps"], found["seconds_left"]) == ("finished", 5, 5, 0)
+    assert (found["host"], found["process"]) == (platform.node(), os.getpid())
+    written = datetime.datetime.fromisoformat(found["written"])
+    assert abs((datetime.datetime.now(datetime.timezone.utc) - written).total_seconds()) < 60
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, Step, "run", 6, RuntimeError())
+        with pytest.raises(RuntimeError):
+            command(small_argv(tmp_path))
+    found = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (found["state"], found["step"], found["num_steps"]) == ("failed", 10, 12) and found["seconds_left"] > -1
 
 
 def test_metrics_hold_means_and_nothing_of_time_host_or_path(whole):
@@ -207,7 +230,7 @@ def test_a_refused_command_changes_nothing(whole, tmp_path, command, resume):
 def test_without_augmentation_clouds_are_in_the_unit_sphere_too():
     clouds = load("furniture").select(torch.arange(4))
     config = replace(train_config("tiny"), augment="none")
-    points, _, _ = trainer.make_batch(config.model, config, clouds, torch.arange(4), 0)
+    points = augment(config, clouds.batch(torch.arange(4), config.model.num_points, 0, 0), torch.arange(4), 0)
     torch.testing.assert_close(points.mean(1), torch.zeros(4, 3), rtol=0, atol=1e-6)
     torch.testing.assert_close(points.norm(dim=2).amax(1), torch.ones(4))
 
@@ -300,11 +323,11 @@ def test_a_crash_in_any_step_changes_no_byte(tmp_path, monkeypatch, norm, steps)
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
     config = small_config(tmp_path, "--point-norm", norm)
     done = 0
-    for step in steps:
+    for at in steps:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-            crash_at(patch, trainer, "make_batch", step - done)
+            crash_at(patch, Step, "run", at - done)
             trainer.train(config)
-        done = step - 1
+        done = at - 1
     trainer.train(config)
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
@@ -329,7 +352,7 @@ def test_a_crash_in_any_write_changes_no_byte(whole, tmp_path, monkeypatch, name
 def test_lines_after_the_last_checkpoint_are_written_again(whole, tmp_path):
     shutil.copy(whole / "clouds.h5", tmp_path)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        crash_at(patch, trainer, "make_batch", 12)  # the newest checkpoint is of step 6, the newest line of step 10
+        crash_at(patch, Step, "run", 12)  # the newest checkpoint is of step 6, the newest line of step 10
         trainer.train(small_config(tmp_path))
     assert metrics(tmp_path)[-1]["step"] == 10 and status(tmp_path)["step"] == 6
     with (tmp_path / "run/metrics.jsonl").open("ab") as file:
@@ -365,13 +388,13 @@ def test_a_signal_saves_the_step_at_hand(whole, tmp_path, command, number, code,
     shutil.copy(whole / "clouds.h5", tmp_path)
     before = signal.getsignal(number)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "make_batch", send(number)(trainer.make_batch, step))
+        patch.setattr(Step, "run", send(number)(Step.run, step))
         outcome = command(small_argv(tmp_path))
     name = signal.Signals(number).name
     assert outcome.code == code and outcome.err == "" and signal.getsignal(number) == before
     assert outcome.out.splitlines()[-1] == f"stopped by {name}; the same command resumes at step {step}"
     end = {"exit_code": code, "message": f"stopped by {name}"}
-    assert status(tmp_path) == {"state": "stopped", "step": step, "checkpoint": step, **end}
+    assert status(tmp_path) == {"state": "stopped", "step": step, "num_steps": 12, "checkpoint": step, **end}
     assert f"resumed from step {step}" in command(small_argv(tmp_path)).out
     assert results(tmp_path / "run") == results(whole / "run")
 
@@ -379,8 +402,8 @@ def test_a_signal_saves_the_step_at_hand(whole, tmp_path, command, number, code,
 def test_a_second_signal_stops_at_once(whole, tmp_path, command):
     shutil.copy(whole / "clouds.h5", tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "make_batch", send(signal.SIGTERM)(trainer.make_batch, 4))
-        patch.setattr(trainer.Trainer, "_backward", send(signal.SIGTERM)(trainer.Trainer._backward, 4))
+        patch.setattr(Step, "run", send(signal.SIGTERM)(Step.run, 4))
+        patch.setattr(Step, "_clip_and_step", send(signal.SIGTERM)(Step._clip_and_step, 4))
         outcome = command(small_argv(tmp_path))
     assert outcome.code == 143 and "resumes at step 0" in outcome.out
     command(small_argv(tmp_path))
@@ -523,12 +546,22 @@ def test_a_loss_that_is_not_finite(tmp_path, command):
     assert "the optimizer has not stepped" in status(tmp_path)["message"]
 
 
+def with_loss_times(factor):
+    """`JointMAE.forward` with another loss."""
+    forward = JointMAE.forward
+
+    def changed(*arguments):
+        output = forward(*arguments)
+        return output._replace(loss=output.loss * factor)
+
+    return changed
+
+
 def test_the_clouds_of_a_batch_that_is_not_finite(tmp_path, command):
     """All of them are in a file, with their names; an attempt that goes well takes it away."""
     argv = small_argv(tmp_path, "--batch-size", "12")
     with pytest.MonkeyPatch.context() as patch:
-        forward, nan = JointMAE.forward, torch.tensor(torch.nan)
-        patch.setattr(JointMAE, "forward", lambda *arguments: forward(*arguments)._replace(loss=nan))
+        patch.setattr(JointMAE, "forward", with_loss_times(torch.nan))
         outcome = command(argv)
     file = tmp_path / "run" / "non_finite.json"
     assert fails(outcome, 5, f", ... (see {file})")
@@ -540,9 +573,7 @@ def test_the_clouds_of_a_batch_that_is_not_finite(tmp_path, command):
 
 
 def test_only_the_loss_is_not_finite(tmp_path, command, monkeypatch):
-    forward = JointMAE.forward
-    infinite = lambda *arguments: forward(*arguments)._replace(loss=torch.tensor(torch.inf))  # noqa: E731
-    monkeypatch.setattr(JointMAE, "forward", infinite)
+    monkeypatch.setattr(JointMAE, "forward", with_loss_times(torch.inf))
     assert fails(command(small_argv(tmp_path)), 5, "the loss of step 0 is inf")
     assert status(tmp_path)["checkpoint"] == 0
 
@@ -550,25 +581,26 @@ def test_only_the_loss_is_not_finite(tmp_path, command, monkeypatch):
 def test_a_run_that_failed_before_its_first_checkpoint_starts_again(whole, tmp_path, command):
     shutil.copy(whole / "clouds.h5", tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        crash_at(patch, JointMAE, "forward", 4, MemoryError())
+        crash_at(patch, Step, "run", 4, MemoryError())
         assert command(small_argv(tmp_path)).code == 6
     assert command(small_argv(tmp_path)).code == 0
     assert results(tmp_path / "run") == results(whole / "run")
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(tmp_path, command, monkeypatch):
-    weights = {}
+    weights, steps = {}, []
 
-    def poison(self, loss, ids):
-        if self.step == 3:
+    def poison(self, loss):
+        steps.append(loss)
+        if len(steps) == 4:
             weights.update({name: value.clone() for name, value in self.model.state_dict().items()})
-            loss = loss * torch.inf
-        return backward(self, loss, ids)
+            next(self._grads()).fill_(torch.inf)
+        return clip_and_step(self, loss)
 
-    backward = trainer.Trainer._backward
-    monkeypatch.setattr(trainer.Trainer, "_backward", poison)
+    clip_and_step = Step._clip_and_step
+    monkeypatch.setattr(Step, "_clip_and_step", poison)
     made = []
-    monkeypatch.setattr(trainer, "adamw", lambda model, config: made.append(model) or adamw(model, config))
+    monkeypatch.setattr(step, "adamw", lambda model, config: made.append(model) or adamw(model, config))
     assert fails(command(small_argv(tmp_path)), 5, "the gradient of step 3 is ")
     assert all(torch.equal(weights[name], value) for name, value in made[0].state_dict().items())
 
@@ -584,15 +616,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(tmp_path, comm
     ids=["GPU", "CPU", "Windows", "native"],
 )
 def test_out_of_memory(tmp_path, command, monkeypatch, error):
-    crash_at(monkeypatch, JointMAE, "forward", 3, error)
+    crash_at(monkeypatch, JointMAE, "forward", 6, error)  # of four in the first step
     outcome = command(small_argv(tmp_path))
-    assert fails(outcome, 6, "out of memory at step 2 with batches of 4 clouds", "Try --batch-size 2")
+    assert fails(outcome, 6, "out of memory at step 2 with 4 clouds at once (peak ", "2 at once fit", "--accumulate 2")
     assert status(tmp_path)["exit_code"] == 6
 
 
 def test_out_of_memory_with_batches_of_one(tmp_path, command, monkeypatch):
     crash_at(monkeypatch, JointMAE, "forward", 1, MemoryError())
-    assert fails(command(small_argv(tmp_path, "--batch-size", "1")), 6, "Try a smaller --preset")
+    assert fails(command(small_argv(tmp_path, "--batch-size", "1")), 6, "not even a single cloud fits: try a smaller")
 
 
 def test_out_of_memory_while_reading(tmp_path, command, monkeypatch):
@@ -607,17 +639,17 @@ def test_other_errors_are_no_lack_of_memory():
 
 
 def test_a_bug_keeps_its_traceback_and_is_in_the_status(tmp_path, command, monkeypatch):
-    crash_at(monkeypatch, trainer, "make_batch", 3, RuntimeError("shapes do not match"))
+    crash_at(monkeypatch, Step, "run", 3, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         command(small_argv(tmp_path))
     end = {"exit_code": 1, "message": "RuntimeError: shapes do not match"}
-    assert status(tmp_path) == {"state": "failed", "step": 2, "checkpoint": 0, **end}
+    assert status(tmp_path) == {"state": "failed", "step": 2, "num_steps": 12, "checkpoint": 0, **end}
 
 
 def test_the_progress_is_left_when_a_step_fails(tmp_path, command, monkeypatch):
     left = []
     monkeypatch.setattr(Progress, "__exit__", lambda self, *exception: left.append(exception[0]))
-    crash_at(monkeypatch, trainer, "make_batch", 3, RuntimeError("shapes do not match"))
+    crash_at(monkeypatch, Step, "run", 3, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError):
         command(small_argv(tmp_path))
     assert left == [RuntimeError] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -652,9 +684,9 @@ def test_the_optimizers_state_is_taken_over_exactly(tmp_path):
     model = JointMAE(config.model)
     optimizer = adamw(model, config)
     assert state_tensors(optimizer, model) == {}
-    for step in range(2):
+    for number in range(2):
         for parameter in model.parameters():
-            parameter.grad = torch.full_like(parameter, 0.1 + step)
+            parameter.grad = torch.full_like(parameter, 0.1 + number)
         optimizer.step()
     saved = state_tensors(optimizer, model)
     slots = {"exp_avg", "exp_avg_sq", "step"}
@@ -670,8 +702,13 @@ def test_an_epoch_visits_every_cloud_once_and_epochs_differ(tmp_path):
     clouds = load(config.data[0])
     schedule = trainer.Schedule(config, 6)
     folder = RunFolder(tmp_path / "run", config, clouds.sha256)
-    one = trainer.Trainer(config, clouds, schedule, folder, torch.device("cpu"))
-    epochs = [torch.cat([one._batch_ids(epoch, position) for position in range(6)]) for epoch in (0, 1, 0)]
+    one = trainer.Trainer(config, clouds, schedule, folder)
+
+    def ids_of(step):
+        one.step = step
+        return one._batch_ids()[0]
+
+    epochs = [torch.cat([ids_of(6 * epoch + position) for position in range(6)]) for epoch in (0, 1, 0)]
     assert all(sorted(ids.tolist()) == list(range(24)) for ids in epochs)
     assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
 
@@ -680,9 +717,10 @@ def test_batches_are_what_augmentation_says(tmp_path):
     config = small_config(tmp_path)
     clouds = load(config.data[0])
     ids = torch.tensor([3, 5])
-    plain, up, _ = trainer.make_batch(config.model, dataclasses.replace(config, augment="none"), clouds, ids, 0)
-    assert torch.equal(plain, normalize_unit_sphere(clouds.points[ids])) and torch.equal(up, clouds.up[ids])
-    first, again, later = (trainer.make_batch(config.model, config, clouds, ids, epoch)[0] for epoch in (0, 0, 1))
+    points = clouds.points[ids]
+    plain = augment(dataclasses.replace(config, augment="none"), points, ids, 0)
+    assert torch.equal(plain, normalize_unit_sphere(points))
+    first, again, later = (augment(config, points, ids, epoch) for epoch in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, later) and not torch.equal(first, plain)
     assert first.norm(dim=-1).amax() <= 1 + 1e-5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from jointmae.config import PATCH_SIZE, ModelConfig
@@ -14,8 +15,8 @@ class PointHead(nn.Linear):
         super().__init__(config.embed_dim, 3 * config.num_target_neighbors)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, M, C] -> [B, M, k, 3] float32, in units of 1 / group_scale."""
-        coordinates: Tensor = super().forward(x).float().unflatten(-1, (-1, 3))
+        """[B, M, C] -> [B, M, k, 3], float32 or float64, in units of 1 / group_scale."""
+        coordinates: Tensor = _at_least_float32(super().forward(x)).unflatten(-1, (-1, 3))
         return coordinates
 
 
@@ -26,5 +27,10 @@ class PixelHead(nn.Linear):
         super().__init__(config.embed_dim, config.image_channels * PATCH_SIZE**2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, M, C] -> [B, M, channels x 256] float32."""
-        return super().forward(x).float()
+        """[B, M, C] -> [B, M, channels x 256], float32 or float64."""
+        return _at_least_float32(super().forward(x))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Losses are computed in no less, whatever the matrix work is in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

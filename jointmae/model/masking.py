@@ -29,7 +29,7 @@ class Mask(NamedTuple):
     ids_hidden: Tensor  # [B, hidden] int64
 
 
-def draw(config: ModelConfig, seed: int, epoch: int, sample_ids: Tensor) -> Draws:
+def draw(config: ModelConfig, seed: int, epoch: int | Tensor, sample_ids: Tensor) -> Draws:
     """The random numbers of clouds `sample_ids` [B] int64 in this epoch."""
 
     def uniform(purpose: Purpose, *shape: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jointmae.data import PointClouds
@@ -114,13 +115,21 @@ class _Camera:
         return spheres_png(seen, colors, radius)
 
 
+def visible_and_predicted(row: int, output: Reconstruction) -> tuple[Tensor, Tensor]:
+    """The points of one cloud's visible groups and of its predicted hidden ones, [n, 3] each."""
+    inputs, centers = output.inputs, output.inputs.geometry.centers[row]
+    mask = Mask(*(ids[row] for ids in inputs.mask_3d))
+    visible = (inputs.groups[row][mask.ids_keep] + centers[mask.ids_keep][:, None]).flatten(0, 1)
+    predicted = (output.pred_groups[row] + centers[mask.ids_hidden][:, None]).flatten(0, 1)
+    return visible.float(), predicted.float()
+
+
 def _cloud_pictures(model: JointMAE, row: int, output: Reconstruction, up: Tensor, what: str) -> list[Picture]:
     inputs = output.inputs
-    points, centers = inputs.points[row], inputs.geometry.centers[row]
+    points, centers = inputs.points[row].float(), inputs.geometry.centers[row].float()
     mask = Mask(*(ids[row] for ids in inputs.mask_3d))
     camera = _Camera(model, points, up)
-    visible = (inputs.groups[row][mask.ids_keep] + centers[mask.ids_keep][:, None]).flatten(0, 1)
-    predicted = (output.pred_groups[row] + centers[mask.ids_hidden][:, None]).flatten(0, 1).float()
+    visible, predicted = visible_and_predicted(row, output)
     radius = 0.75 / math.sqrt(len(points))
 
     def draw(size: float, *layers: tuple[Tensor, tuple[float, float, float]]) -> bytes:
@@ -150,17 +159,33 @@ def _cloud_pictures(model: JointMAE, row: int, output: Reconstruction, up: Tenso
 # ---- depth maps ----
 
 
-def _depth_pictures(model: JointMAE, row: int, output: Reconstruction, what: str) -> list[Picture]:
+class DepthTriple(NamedTuple):
+    """One depth map before and after."""
+
+    input: Array  # [channels, S, S]
+    hidden: NDArray[np.bool_]  # [S, S]
+    rebuilt: Array  # [channels, S, S], hidden patches predicted
+
+
+def depth_triple(model: JointMAE, row: int, output: Reconstruction) -> DepthTriple | None:
+    """The depth map of one cloud; None for a model without the 2D branch."""
     images, mask = output.inputs.images, output.inputs.mask_2d
     if images is None or mask is None or output.pred_patches is None:
-        return []
+        return None
     image = images[row]  # [channels, S, S]
     visible = image_of(visible_flags(mask)[row, :, None].expand(-1, 256).float()[None], 1)[0, 0] > 0  # [S, S]
-    patches = patches_of(images)[row].clone()  # [P, channels x 256]
+    patches = patches_of(images)[row].float().clone()  # [P, channels x 256]
     patches[mask.ids_hidden[row]] = _in_depth(model, output.pred_patches[row].float(), patches[mask.ids_hidden[row]])
     rebuilt = image_of(patches[None], len(image))[0]
-    hidden = ~visible.cpu().numpy()
     before, after = (x.cpu().double().numpy() for x in (image, rebuilt))
+    return DepthTriple(before, ~visible.cpu().numpy(), after)
+
+
+def _depth_pictures(model: JointMAE, row: int, output: Reconstruction, what: str) -> list[Picture]:
+    triple = depth_triple(model, row, output)
+    if triple is None:
+        return []
+    before, hidden, after = triple
     return [
         Picture("depth map", f"Depth map of {what}; near is bright.", depth_png(before)),
         Picture("visible patches", f"Depth map of {what}, hidden patches in grey.", depth_png(before, hidden)),

@@ -31,6 +31,7 @@ _FILES = [  # in the order in which a reader wants them
     ("env.json", "where"),
     ("metrics.jsonl", "losses by step"),
     ("timings.jsonl", "speed and memory by step"),
+    ("tensorboard", "the same and pictures, for TensorBoard"),
     ("checkpoints", "what the run resumes from"),
 ]
 

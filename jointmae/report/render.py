@@ -38,7 +38,7 @@ def spheres_png(points: Array, colors: Array, radius: float) -> bytes:
     order = np.argsort(-points[:, 2], kind="stable")  # painter's order: the nearest last
     canvas = np.zeros((S * S, 4))
     _paint(canvas, S, points[order], colors[order], radius * S / 2)
-    return _png(_downsample(canvas.reshape(S, S, 4)))
+    return png(_downsample(canvas.reshape(S, S, 4)))
 
 
 def _paint(canvas: Array, S: int, points: Array, colors: Array, radius: float) -> None:
@@ -75,6 +75,11 @@ def _bytes(values: Array) -> Bytes:
 
 def depth_png(image: Array, hidden: NDArray[np.bool_] | None = None) -> bytes:
     """A unit depth map [1, S, S] through a colour map, or an RGB one [3, S, S] as it is; `hidden` [S, S] is grey."""
+    return png(depth_pixels(image, hidden))
+
+
+def depth_pixels(image: Array, hidden: NDArray[np.bool_] | None = None) -> Bytes:
+    """The same before it is a PNG: RGB of bytes, [S, S, 3] times a whole number."""
     levels = _bytes(image)
     pixels: Bytes = levels.transpose(1, 2, 0).copy()
     if len(levels) == 1:
@@ -82,10 +87,10 @@ def depth_png(image: Array, hidden: NDArray[np.bool_] | None = None) -> bytes:
     if hidden is not None:
         pixels[hidden] = _HIDDEN_GREY
     factor = max(1, SIDE // len(pixels))  # pixels stay sharp squares, whatever the browser does
-    return _png(pixels.repeat(factor, axis=0).repeat(factor, axis=1))
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _png(pixels: Bytes) -> bytes:
+def png(pixels: Bytes) -> bytes:
     """PNG of at most 256 colours: a third of the bytes of one with all of them, and hard to tell apart."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)

@@ -119,8 +119,8 @@ def test_asked_to_stop(whole, tmp_path, number, code, name):
 # Where a run is when it is stopped: the function that it is in, and whether it can say so in status.json.
 PHASES = {
     "data": ("jointmae.trainer.load_training_data", False),
-    "building the model": ("jointmae.trainer.adamw", False),
-    "the first step": ("jointmae.trainer.make_batch", True),
+    "building the model": ("jointmae.step.adamw", False),
+    "the first step": ("jointmae.step.augment", True),
     "a save": ("jointmae.checkpoint.save", True),
     "the last weights": ("jointmae.trainer.write_atomically", True),
     "evaluation": ("jointmae.evaluate.write_atomically", True),

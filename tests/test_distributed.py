@@ -111,6 +111,17 @@ def test_same_losses_in_float64(launcher, work, alone, size, parts):
         assert math.isclose(ours[name], theirs[name], rel_tol=1e-6), name  # the norms are taken in float32
 
 
+def test_batch_norm_sees_the_clouds_of_all_processes(launcher, work):
+    one, two = (trained(launcher, work, f"norm-{n}", n, "--precision", "fp64", "--point-norm", "batch") for n in (1, 2))
+    assert_same_run(two, one, rtol=1e-9)
+
+
+def test_same_losses_with_weights_in_shards(launcher, work, alone):
+    """Checkpoints are whole all the same: begun with shards in two processes, it ends in one."""
+    trained(launcher, work, "shards", 2, "--precision", "fp64", "--parallel", "fsdp", "--max-steps", "10")
+    assert_same_run(trained(launcher, work, "shards", 1, "--precision", "fp64"), alone, rtol=1e-9)
+
+
 def test_begun_with_two_ended_with_one_and_the_other_way_round(launcher, work, alone):
     for first, then in ((2, 1), (1, 2)):
         name = f"{first}-then-{then}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,14 @@ from jointmae.errors import OutOfMemoryError, UsageError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first GPU, or the CPU. Raises UsageError for one that is not there."""
+    """The device called `name`; "auto" is a GPU, or the CPU. Raises UsageError for one that is not there.
+
+    A GPU without a number is the first one, and of processes that torchrun started each one's own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

@@ -32,7 +32,15 @@ from jointmae.device import (
     return_freed_memory,
 )
 from jointmae.distributed import World, joined, lost_processes_named
-from jointmae.errors import CheckpointError, DiskError, JointMAEError, NonFiniteError, OutOfMemoryError, UsageError
+from jointmae.errors import (
+    CheckpointError,
+    DiskError,
+    JointMAEError,
+    NonFiniteError,
+    OutOfMemoryError,
+    UsageError,
+    WorkerError,
+)
 from jointmae.files import to_json, write_atomically
 from jointmae.limits import require_valid
 from jointmae.model import JointMAE
@@ -163,6 +171,7 @@ class Trainer:
         """From the newest checkpoint to the last step, then evaluation and report; returns the exit code."""
         found = self._checkpoint_to_resume()
         self._require_same_start(found.step if found else 0)
+        self.world.on_loss = lambda why: self._record("failed", WorkerError.exit_code, why)
         if self.world.leads:
             self.folder.begin()
         try:
@@ -182,15 +191,17 @@ class Trainer:
             while self.step < self.schedule.num_steps and not self._asked(signals):
                 self._train_step(shown)
             self._save()
+            self.world.meet()  # torchrun ends all processes as soon as one has left: not while the first one saves
 
     def _asked(self, signals: StopSignals) -> bool:
         """Whether to stop; saves first where that is due. What one process is asked for, all do after the same step."""
         due = self.world.leads and time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
         wanted, save = self.world.most(torch.tensor([float(signals.wanted), float(due)])).tolist()
-        signals.wanted = signals.wanted or int(wanted)
+        if wanted:  # a signal that has come meanwhile counts after the next step, when all know of it
+            signals.wanted = signals.wanted or int(wanted)
         if save:
             self._save()
-        return signals.wanted != 0
+        return bool(wanted)
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         """None for a new run. Raises UsageError if --resume forbids it, CheckpointError if all are damaged or gone."""
@@ -469,6 +480,7 @@ class Trainer:
         return model.to(self.device)
 
     def _stopped(self, stop: Stopped) -> int:
+        self.world.ignore_termination()
         if not self.world.leads:
             return stop.exit_code
         self._record("stopped", stop.exit_code, f"stopped by {stop.name}")

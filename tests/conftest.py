@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import Launcher
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -60,3 +62,11 @@ def threads_restored() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Runs of one and of several processes."""
+    started = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield started
+    started.close()

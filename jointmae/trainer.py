@@ -92,7 +92,7 @@ def _train(config: TrainConfig, device: torch.device, world: World) -> int:
     with contextlib.closing(run):
         if world.leads:
             run.claim()
-        world.most(torch.zeros(()))  # who is refused the folder ends here, before others read what is in it
+        world.meet()  # who is refused the folder ends here, before others read what is in it
         return Trainer(config, clouds, schedule, run, world).run()
 
 
@@ -188,7 +188,7 @@ class Trainer:
         with signals.deferred(), progress as shown:
             if self.config.auto_batch and self.step < self.schedule.num_steps:
                 self._set_parts(self.one_step.parts_that_fit(*self._batch_ids(), self.world, self.config.accumulate))
-            while self.step < self.schedule.num_steps and not self._asked(signals):
+            while not self._asked(signals) and self.step < self.schedule.num_steps:
                 self._train_step(shown)
             self._save()
             self.world.meet()  # torchrun ends all processes as soon as one has left: not while the first one saves

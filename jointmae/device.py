@@ -26,6 +26,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].partition(" device type at start")[0].split(". ")[0]
         raise UsageError(f"--device {name} cannot be used: {reason}") from error
@@ -46,8 +48,13 @@ def keep_freed_memory() -> None:
     """Lets the C library keep what is freed, for the whole process: each step asks for the same blocks again.
 
     Otherwise blocks from 32 MiB on go back to the system and come again page by page, which takes a fifth of a step.
+    Not where the address space is limited: what is kept in pieces is then missing for what wants to be in one.
     """
     if platform.libc_ver()[0] != "glibc":
+        return
+    import resource  # not on Windows
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # <malloc.h>
     allocator = ctypes.CDLL(None)
@@ -66,8 +73,14 @@ def return_freed_memory(device: torch.device) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Also of PyTorch's CPU allocator, which has no exception class of its own, and of our compiled module."""
-    said = ("can't allocate memory", "not enough memory", "could not create a primitive")  # the last is all oneDNN says
-    says_so = any(words in str(error) for words in said)
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "ALLOC_FAILED",
+        "could not create a primitive",
+    )
+    says_so = any(words in str(error) for words in said)  # the last is all that oneDNN says
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and says_so)
 
 

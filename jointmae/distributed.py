@@ -101,12 +101,10 @@ def joined(device: torch.device) -> Iterator[World]:
                 store=store,
                 rank=world.rank,
                 world_size=world.size,
-                device_id=device if on_gpu else None,
+                device_id=torch.device("cuda", torch.cuda.current_device()) if on_gpu else None,
             )
-        try:
-            yield world
-        finally:
-            dist.destroy_process_group()
+        yield world
+        dist.destroy_process_group()  # not after a failure: it may wait for the others, who wait for this process
 
 
 def _world_of_environment() -> World | None:

@@ -98,6 +98,7 @@ class _SyncedBatchNorm1d(nn.BatchNorm1d):
         """[n, C] -> [n, C]; n may differ between processes."""
         if not self.training:
             return super().forward(x)
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         count = _sum(x.new_tensor(len(x)))
         mean = _sum(x.sum(0)) / count  # [C]
         centered = x - mean
@@ -107,7 +108,7 @@ class _SyncedBatchNorm1d(nn.BatchNorm1d):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
-        return centered * (variance + self.eps).rsqrt() * self.weight + self.bias
+        return (centered * (variance + self.eps).rsqrt() * self.weight + self.bias).to(dtype)
 
 
 class _Sum(torch.autograd.Function):

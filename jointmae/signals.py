@@ -31,7 +31,8 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.wanted = 0  # the signal that waits for the end of `deferred`
+        self.wanted = 0  # the signal that waits for the end of `deferred`: sent to this process, or to another one
+        self._noted = 0  # the one that was sent to this process
         self._deferring = False
         self._before: dict[int, Any] = {}
 
@@ -47,7 +48,8 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._deferring and number != self.wanted:
+        if self._deferring and number != self._noted:
+            self._noted = self._noted or number
             self.wanted = self.wanted or number
             return
         raise Stopped(number)  # asked twice: at once

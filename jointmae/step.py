@@ -35,6 +35,14 @@ class Losses(NamedTuple):
     features: Tensor  # [B, C] float64, mean over the visible 3D tokens: do they still differ between clouds?
 
 
+class Parts(NamedTuple):
+    """What the parts of a batch gave."""
+
+    losses: Tensor  # float64 [4], LOSSES of the batch over all processes
+    features: list[Tensor]  # float64 [part, C] each, of this process's parts
+    differentiable: list[str]  # those of LOSSES that have a gradient
+
+
 class Pretraining(nn.Module):
     """A model and what it is trained for: augmentation, projection, forward and losses, one graph when compiled."""
 
@@ -85,10 +93,12 @@ class Step:
         one_graph = self.config.parallel == "ddp" or self.world.size == 1
         has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
         fullgraph = one_graph and not (has_batch_norm and self.world.size > 1)  # these talk to other processes
-        graphs = self.device.type == "cuda" and self.config.cuda_graphs
+        graphs = one_graph and self.device.type == "cuda" and self.config.cuda_graphs  # shards have no fixed addresses
         mode = "reduce-overhead" if graphs else None
+        torch._dynamo.config.optimize_ddp = False  # which would cut the graph into pieces
+        torch._dynamo.config.recompile_limit = 64  # each size of a part is a graph of its own
         self._alone = torch.compile(self._alone, fullgraph=fullgraph, dynamic=False, mode=mode)
-        self._keeps_gradients = graphs and one_graph  # what a graph returns lasts until it runs again
+        self._keeps_gradients = graphs  # what a graph returns lasts until it is replayed
 
     def run(self, ids: Tensor, epoch: int, lr: float) -> Tensor:
         """A step on clouds `ids` int64 [B]: float64 [5], the LOSSES and the norm of the gradient, on the device.
@@ -98,7 +108,7 @@ class Step:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        losses, _ = self._gradients(ids, epoch)
+        losses = self._gradients(ids, epoch).losses
         return torch.cat([losses, self._clip_and_step(losses[0]).double()[None]])
 
     def diagnose(self, ids: Tensor, epoch: int) -> dict[str, float]:
@@ -111,14 +121,14 @@ class Step:
         for name in LOSSES[1:]:
             weights = {other: 0.0 for other in LOSSES[1:]}
             weights[name] = getattr(self.config.model, name.replace("loss_", "loss_weight_"))
-            _, parts = self._gradients(ids, epoch, weights)
-            if getattr(parts[0], name).requires_grad:
+            parts = self._gradients(ids, epoch, weights)
+            if name in parts.differentiable:
                 norm = torch.nn.utils.get_total_norm(list(self._grads()))
                 found[name.replace("loss", "grad_norm")] = float(parallel.whole(norm))
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
         self.discard()
-        return {"feature_std": self._spread_of(torch.cat([part.features for part in parts])), **found}
+        return {"feature_std": self._spread_of(torch.cat(parts.features)), **found}
 
     def _spread_of(self, features: Tensor) -> float:
         """The standard deviation over the clouds of all processes of features [B, C], mean over C; 0 for one cloud."""
@@ -127,27 +137,33 @@ class Step:
         variance = (squares / count - (total / count).square()).clamp(min=0)
         return float(variance.sqrt().mean())
 
-    def _gradients(
-        self, ids: Tensor, epoch: int, weights: dict[str, float] | None = None
-    ) -> tuple[Tensor, list[Losses]]:
-        """The gradients of clouds `ids`, of which this process computes its share; LOSSES of all, and of its parts.
+    def _gradients(self, ids: Tensor, epoch: int, weights: dict[str, float] | None = None) -> Parts:
+        """The gradients of clouds `ids`, of which this process computes its share, part by part.
 
         Of the weighted sum of the losses, or with other `weights` than the config's.
         """
         self.discard()
         totals = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
-        outputs: list[Losses] = []
+        features: list[Tensor] = []
+        differentiable: list[str] = []
         parts = self.world.share(ids).tensor_split(self.num_parts)
         for part in parts:
             weight = len(part) / len(ids)
-            with parallel.added_up(self._together, last=len(outputs) == len(parts) - 1):
-                output = self._together(*self._batch(part, epoch))
+            with parallel.added_up(self._together, last=len(features) == len(parts) - 1):
+                output = self._forward(self._together, part, epoch)
                 loss = output.loss if weights is None else sum(w * getattr(output, name) for name, w in weights.items())
                 # what comes of all processes is the mean of their gradients, and wanted is the sum of all parts
                 (loss * (weight * self.world.size)).backward()
             totals += weight * torch.stack([loss.detach() for loss in output[: len(LOSSES)]])
-            outputs.append(output)
-        return self.world.sum(totals), outputs
+            features.append(output.features.clone())  # what a graph returns lasts until it is replayed
+            differentiable = [name for name in LOSSES if getattr(output, name).requires_grad]
+        return Parts(self.world.sum(totals), features, differentiable)
+
+    def _forward(self, objective: Any, ids: Tensor, epoch: int) -> Losses:
+        if self._keeps_gradients:
+            torch.compiler.cudagraph_mark_step_begin()
+        losses: Losses = objective(*self._batch(ids, epoch))
+        return losses
 
     def _batch(self, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `Pretraining.forward` takes. Filled on the device: to take a number there would be to wait for it."""
@@ -202,12 +218,13 @@ class Step:
         """Whether there is memory for the gradients of clouds `ids` beside the optimizer's state."""
         norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
         try:
+            self.discard()
             for norm in norms:  # which would count these clouds, and wait for other processes
                 norm.eval()
             moments = (
                 [] if self.optimizer.state else [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]
             )
-            self._alone(*self._batch(ids, epoch)).loss.backward()
+            self._forward(self._alone, ids, epoch).loss.backward()
             del moments
             return True
         except Exception as error:

@@ -80,6 +80,10 @@ def _train(config: TrainConfig, device: torch.device, world: World) -> int:
     path = Path(config.out) if config.out else default_folder(config)
     schedule = Schedule(config, len(clouds) // min(config.batch_size, len(clouds)))
     _require_enough(min(config.batch_size, len(clouds)), world.size, config.accumulate)
+    if config.auto_batch and config.parallel == "fsdp" and world.size > 1:
+        raise UsageError(
+            "--auto-batch tries what fits in each process alone, --parallel fsdp has none: use --accumulate"
+        )
     run = RunFolder(path, config, clouds.sha256)
     if run.is_finished(schedule.num_steps, evaluated=config.evaluate):
         if world.leads:
@@ -187,7 +191,7 @@ class Trainer:
         progress = Progress() if self.world.leads else contextlib.nullcontext()
         with signals.deferred(), progress as shown:
             if self.config.auto_batch and self.step < self.schedule.num_steps:
-                self._set_parts(self.one_step.parts_that_fit(*self._batch_ids(), self.world, self.config.accumulate))
+                self._set_parts(self._parts_that_fit())
             while not self._asked(signals) and self.step < self.schedule.num_steps:
                 self._train_step(shown)
             self._save()
@@ -254,6 +258,8 @@ class Trainer:
             load_state_tensors(self.one_step.optimizer, self.model, found.optimizer)
             self.window, self.epoch_losses = found.state["window"], found.state["epoch_losses"]
             self.best, logged = found.state["best"], int(found.state["logged"])
+            if self.config.auto_batch:  # sums in the order that they had
+                self.one_step.num_parts = max(self.config.accumulate, int(found.state.get("parts", 1)))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint of step {found.step} is of another model ({reason})") from error
@@ -291,11 +297,13 @@ class Trainer:
                 if not is_out_of_memory(error):
                     raise
                 peak = self._peak()
+            if self.world.size > 1:  # the others are in the middle of this step: nothing can be tried
+                raise self._out_of_memory(None, peak)
             # here, where nothing holds the tensors of the failed step any more
             self.one_step.discard()
             return_freed_memory(self.device)
-            num_parts = self.one_step.parts_that_fit(ids, epoch, World(), 2 * self.one_step.num_parts)
-            if not self.config.auto_batch or self.world.size > 1 or num_parts == 0:
+            num_parts = self.one_step.parts_that_fit(ids, epoch, self.world, 2 * self.one_step.num_parts)
+            if not self.config.auto_batch or num_parts == 0:
                 raise self._out_of_memory(num_parts, peak)
             for buffer, value in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(value)
@@ -317,7 +325,7 @@ class Trainer:
         record = {"step": step, "what": what, "value": str(value), "clouds": clouds}
         file, where = self.folder.path / "non_finite.json", ""
         with contextlib.suppress(DiskError):  # the message names the first of them
-            if self.world.leads:
+            if self.world.leads or not file.exists():  # a prediction that is not finite is seen by one process alone
                 write_atomically(file, to_json(record))
             where = f" (see {file})"
         shown = ", ".join(map(str, ids[:8].tolist())) + (", ..." if len(ids) > 8 else "") + where
@@ -329,6 +337,12 @@ class Trainer:
 
     # ---- memory ----
 
+    def _parts_that_fit(self) -> int:
+        """For all processes, before the first step."""
+        ids, epoch = self._batch_ids()
+        at_least = self.one_step.num_parts
+        return self._with_memory(ids, epoch, lambda: self.one_step.parts_that_fit(ids, epoch, self.world, at_least))
+
     def _set_parts(self, num_parts: int) -> None:
         """Computes a batch in so many parts from now on; 0: there is not even memory for single clouds."""
         if num_parts == 0:
@@ -337,11 +351,13 @@ class Trainer:
             print(f"note: not enough memory, so a batch is computed in {num_parts} parts (--accumulate)", flush=True)
         self.one_step.num_parts = num_parts
 
-    def _out_of_memory(self, num_parts: int, peak: str) -> OutOfMemoryError:
-        """What to raise where `num_parts` would fit, or nothing (0)."""
+    def _out_of_memory(self, num_parts: int | None, peak: str) -> OutOfMemoryError:
+        """What to raise where `num_parts` would fit, or nothing (0), or where nothing was tried (None)."""
         clouds = -(-self.batch_size // (self.world.size * self.one_step.num_parts))
         advice = "not even a single cloud fits: try a smaller --preset and another --out"
-        if num_parts > 0:
+        if num_parts is None:
+            advice = f"go on with --accumulate {2 * self.one_step.num_parts}"
+        elif num_parts > 0:
             fitting = -(-self.batch_size // (self.world.size * num_parts))
             advice = f"{fitting} at once fit, as was tried: go on with --accumulate {num_parts}, or with --auto-batch"
         return OutOfMemoryError(f"out of memory at step {self.step} with {clouds} clouds at once ({peak}); {advice}")
@@ -427,6 +443,7 @@ class Trainer:
             self.folder.sync()
             logged = self.step - len(self.window)
             state = {"window": self.window, "epoch_losses": self.epoch_losses, "best": self.best, "logged": logged}
+            state["parts"] = self.one_step.num_parts
             checkpoint.save(self.folder.checkpoints, Checkpoint(self.step, weights, optimizer, state))
             checkpoint.rotate(self.folder.checkpoints, keep={int(self.best["step"])} if self.best else set())
         self._saved_step, self._last_checkpoint = self.step, time.monotonic()

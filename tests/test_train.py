@@ -423,6 +423,16 @@ def test_signals_outside_and_inside_of_what_is_deferred():
     assert done and signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_that_another_process_was_sent_first_is_not_a_second_one():
+    """Schedulers signal all processes of a run, some of them late: these save like the others."""
+    done = []
+    with pytest.raises(Stopped), StopSignals() as signals, signals.deferred():
+        signals.wanted = signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("saved")
+    assert done
+
+
 # ---- evaluation ----
 
 
@@ -612,8 +622,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(tmp_path, comm
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: ..."),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes"),
         MemoryError("std::bad_alloc"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
-    ids=["GPU", "CPU", "Windows", "native"],
+    ids=["GPU", "CPU", "Windows", "native", "Triton", "cuBLAS"],
 )
 def test_out_of_memory(tmp_path, command, monkeypatch, error):
     crash_at(monkeypatch, JointMAE, "forward", 6, error)  # of four in the first step

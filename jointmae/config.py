@@ -188,15 +188,16 @@ class TrainConfig:
     """Matrix work in float32 or bfloat16 (geometry is always float32); auto is bf16 on a GPU, fp32 on a CPU. fp64, for
     comparing runs, is float64 everywhere."""
     accumulate: int = 1
-    """Parts of a process's share of a batch, computed one after the other: for batches that do not fit into memory."""
+    """Parts of a process's share of a batch, computed one after the other: for batches that do not fit into memory.
+    Batch norm then normalises over each part."""
     auto_batch: bool = False
-    """Compute a batch in more parts where memory is short, as many as it takes."""
+    """Compute a batch in more parts where memory is short, as many as it takes; not with shards over processes."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Of several processes, each holds all weights (DistributedDataParallel), or a shard of them (FSDP2)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for a GPU and off for a CPU."""
     cuda_graphs: bool = True
-    """On a GPU, a compiled step is recorded and replayed."""
+    """On a GPU, a compiled step is recorded and replayed, but with shards over processes."""
     threads: int = 0
     """CPU threads (0: torch's choice)."""
     resume: str = "auto"

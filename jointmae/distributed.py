@@ -1,7 +1,7 @@
 """Processes that train one model together, as `torchrun` starts them. Without it there is one, and nothing is sent.
 
-Every process holds all weights and computes its share of each batch; PyTorch's DistributedDataParallel adds up the
-gradients. What the processes have to agree on besides, a few numbers a step, goes through `World`. A collective
+Every process computes its share of each batch; `jointmae.parallel` joins their gradients, and holds weights whole or in
+shards. What the processes have to agree on besides, a few numbers a step, goes through `World`. A collective
 waits for ever for a process that is gone, so each counts aloud in torchrun's store and listens to the others.
 """
 

@@ -1,4 +1,4 @@
-"""One step of training: from clouds to new weights. On a GPU nothing in it waits for the device.
+"""One step of training: from clouds to new weights. On a GPU `Step.run` does not wait for the device, but with shards.
 
 B clouds of a batch, N points. A process computes its share of the batch, in one part or in several.
 """

@@ -155,9 +155,14 @@ class TrainConfig:
     recipe: str = "best"
     """Choices of the method: best (ours), paper (the paper's words, the family's habits), 3d-only (no depth maps)."""
     data: tuple[str, ...] = ("furniture",)
-    """What to train on: "furniture" (ships with the package), or paths of .h5 files; several are joined."""
+    """What to train on: "furniture" (ships with the package), or paths of sets in any layout that
+    `python -m jointmae.data layouts` lists; several are joined."""
     splits: tuple[str, ...] = ("train", "extra")
     """Splits of the data to train on; those that a file lacks are passed over."""
+    bad_points: Literal["error", "drop"] = "error"
+    """Points that are not finite end the run, or are left out and counted."""
+    skip_bad: bool = False
+    """Files that cannot be read are left out and counted."""
     out: str = ""
     """The run's folder; empty: runs/<preset>-<data>-<seed>."""
     epochs: int = 300

@@ -61,6 +61,16 @@ class World:
         """Waits until every process is here."""
         self.most(torch.zeros(()))
 
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first process of every machine does what is inside before the others of that machine do."""
+        first = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+        if not first:
+            self.meet()
+        yield
+        if first:
+            self.meet()
+
     def ignore_termination(self) -> None:
         """For a process that is about to end and has to say why: among several, SIGTERM no longer stops it."""
         if self.size > 1:

@@ -35,7 +35,7 @@ _MAY_GROW = ("epochs", "max_steps")
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/<preset>-<data>-<seed>, with the recipe where it is not the default one."""
-    data = "+".join(Path(name).stem for name in config.data)
+    data = "+".join(Path(os.path.abspath(name)).stem.replace(":", "-") for name in config.data)
     preset = config.preset if config.recipe == "best" else f"{config.preset}-{config.recipe}"
     return Path("runs") / f"{preset}-{data}-{config.seed}"
 

@@ -76,7 +76,8 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig, device: torch.device, world: World) -> int:
     with out_of_memory_errors("while reading the data", "Train on fewer or smaller files."):
-        clouds = load_training_data(config, device)
+        with world.in_turn():  # what the first one decodes, the others of its machine find in the cache
+            clouds = load_training_data(config, device)
     path = Path(config.out) if config.out else default_folder(config)
     schedule = Schedule(config, len(clouds) // min(config.batch_size, len(clouds)))
     _require_enough(min(config.batch_size, len(clouds)), world.size, config.accumulate)
@@ -116,7 +117,7 @@ def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds
         if not splits:
             there, wanted = ", ".join(splits_of(name)), " ".join(config.splits)
             raise UsageError(f"--data {name} has none of --splits {wanted}; it has {there}")
-        sets.append(load(name, splits))
+        sets.append(load(name, splits, bad_points=config.bad_points, skip_bad=config.skip_bad))
     return (sets[0] if len(sets) == 1 else concat(sets)).to(device)
 
 

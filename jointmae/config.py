@@ -147,7 +147,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One pre-training run. With the same config, data and machine, two runs give the same bytes."""
+    """One pre-training run. What decides the bytes of its results: `jointmae.run_folder`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     preset: str = "tiny"
@@ -170,7 +170,8 @@ class TrainConfig:
     max_steps: int = 0
     """Stop early after so many steps (0: never); the schedule stays that of `epochs`."""
     batch_size: int = 128
-    """Clouds of one step; no more than there are."""
+    """Clouds of one step, all processes together; no more than there are. The last clouds of an epoch, if they fill no
+    batch, are left out; the next epoch has another order."""
     lr: float = 1e-3
     """Peak learning rate, for any batch size."""
     min_lr: float = 1e-6

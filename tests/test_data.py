@@ -78,7 +78,8 @@ def test_splits_are_joined_in_the_order_asked_for(embedded: PointClouds) -> None
 
 
 def test_describe_says_what_there_is(embedded: PointClouds, tmp_path: Path) -> None:
-    assert embedded.describe() == "furniture (jointmae h5): 330 clouds x 2,048 points, 13 classes, 330 labelled, 0 bad files"
+    wanted = "furniture (jointmae h5): 330 clouds x 2,048 points, 13 classes, 330 labelled, 0 bad files"
+    assert embedded.describe() == wanted
     unlabelled = load(write(tmp_path / "plain.h5", {"points": random_points(1, 4)}))
     assert unlabelled.describe() == "plain (jointmae h5): 1 clouds x 4 points, no labels, 0 bad files"
 
@@ -204,7 +205,7 @@ def test_wrong_files_are_named_with_what_is_wrong(
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("none.h5", 'does not exist: give the path of an .h5 file, or "furniture"'),
+        ("none.h5", 'does not exist: give the path of an .h5 file, of a folder or a file of shapes, or "furniture"'),
         ("set.zip", "is no data set that can be read, wanted one of jointmae h5, "),
         ("folder", "is no data set that can be read, wanted one of jointmae h5"),
         ("folder.h5", "is no data set that can be read, wanted one of jointmae h5"),
@@ -294,8 +295,8 @@ def test_a_batch_is_a_random_subset_that_repeats(embedded: PointClouds) -> None:
 def test_a_subset_has_no_row_twice() -> None:
     points = torch.arange(100.0).repeat(3, 1)[..., None].expand(3, 100, 3)
     clouds = PointClouds(
-        title="t", layout="", points=points, labels=torch.zeros(3, dtype=torch.int64), names=("a", "b", "c"), up=points[:, 0],
-        classes=("x",), parts=None, part_names=(), source="", licence="", sha256="",
+        title="t", layout="", points=points, labels=torch.zeros(3, dtype=torch.int64), names=("a", "b", "c"),
+        up=points[:, 0], classes=("x",), parts=None, part_names=(), source="", licence="", sha256="",
     )  # fmt: skip
     batch = clouds.batch(torch.arange(3), 60, seed=0, epoch=0)[..., 0]
     assert all(len(row.unique()) == 60 for row in batch)

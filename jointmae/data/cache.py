@@ -30,7 +30,7 @@ from jointmae.data.layouts.layout import Layout
 from jointmae.errors import DataError
 
 MANY_FILES = 64  # sets of more files, or of more bytes, are kept
-MANY_BYTES = 2**30
+MANY_BYTES = 256 * 2**20
 _FORMAT = 1  # of an entry; part of its key
 _BLOCK = 16 * 2**20
 

@@ -116,9 +116,9 @@ def content_sha256(arrays: SplitArrays, names: Sequence[Names]) -> str:
 
 def _finite(block: Block, bad_points: BadPoints, num_before: int) -> tuple[Block, int]:
     """The block without rows that are not finite, and their number. Raises DataError as `gather` does."""
-    finite = np.isfinite(block.points).all(axis=1)  # [T]
-    if finite.all():
+    if np.isfinite(block.points).all():
         return block, 0
+    finite = np.isfinite(block.points).all(axis=1)  # [T]
     ends = np.cumsum(block.sizes)  # [b]
     row = int(np.argmin(finite))
     cloud = int(np.searchsorted(ends, row, side="right"))

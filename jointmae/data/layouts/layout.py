@@ -105,4 +105,4 @@ def to_float32(points: NDArray[np.floating]) -> NDArray[np.float32]:
     if points.dtype == np.float64:
         points = points - np.nan_to_num(points[..., :1, :])
     with np.errstate(over="ignore"):
-        return points.astype(np.float32)
+        return points.astype(np.float32, copy=False)

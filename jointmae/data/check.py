@@ -216,8 +216,14 @@ def main(arguments: Sequence[str], find: Callable[[Path, str | None], Layout]) -
         if options.json is not None:
             write_atomically(options.json, to_json(asdict(findings)))
     except JointMAEError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = "\n".join(map(_printable, str(error).split("\n")))
+        print(f"error: {message}", file=sys.stderr)
         return error.exit_code
     for line in report(findings):
-        print("".join(c if c.isprintable() else "?" for c in line))  # a file's text must not steer the terminal
+        print(_printable(line))
     return findings.exit_code
+
+
+def _printable(line: str) -> str:
+    """A line without what would steer the terminal: names and messages come from files."""
+    return "".join(c if c.isprintable() else "?" for c in line)

@@ -62,14 +62,15 @@ def expect_unique(path: Path, lines: Names) -> Names:
 
 def expect_below(path: Path, i: int, line: str) -> str:
     """Line i of a list, which must be a relative path that does not leave its folder. Raises DataError."""
-    parts = line.split("/")
-    outside = (
-        line.startswith("/") or "\\" in line or PureWindowsPath(line).drive or not {"..", ".", ""}.isdisjoint(parts)
-    )
-    if outside or "\0" in line:
+    parts = line.split("/")  # an absolute path begins with an empty part
+    if not {"..", ".", ""}.isdisjoint(parts) or "\\" in line or "\0" in line or any(map(_has_drive, parts)):
         what = f"got {shown(line)}, wanted a path below the folder of the set, parts joined by /: correct the list"
         raise DataError(path, f"line {i + 1}", what)
     return line
+
+
+def _has_drive(part: str) -> bool:
+    return bool(PureWindowsPath(part).drive)
 
 
 def last_part(line: str) -> str:

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jointmae.data import contents_sum
 from jointmae.data.hdf5 import Hdf5, open_hdf5
+from jointmae.data.layouts.layout import SPLITS, UP_AXES, Names
 from jointmae.errors import DataError
 
-SPLITS = ("train", "test", "extra")
-UP_AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 MAX_CLASSES = 65_536
-
-Names = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +48,8 @@ def read_h5(path: str | Path, splits: Names | None = None) -> FileContents:
 
     The file has groups `train`, `test`, `extra`, or one set at its root, which a bool array `test` [S] may split. Only
     `points` [S, N, 3] is required; `label` [S], `name` [S] and `part` [S, N] are optional, and so are, as attributes or
-    datasets of the root, `classes`, `part_names`, `up_axis` ("+y" if absent), `source` and `licence`.
+    datasets of the root, `classes`, `part_names`, `up_axis` ("+y" if absent), `source` and `licence`. A string
+    `contents_sha256` in a group, which `hdf5_writer` puts there, must be the sum of its datasets.
 
     Raises DataError naming the file and item for a wrong type, shape, length or label, a coordinate that is not finite,
     an empty set, or a split that the file does not have.
@@ -58,15 +57,32 @@ def read_h5(path: str | Path, splits: Names | None = None) -> FileContents:
     with open_hdf5(path) as file:
         classes = _texts(file, "classes") or _numbered_classes(file)
         part_names = _texts(file, "part_names")
+        chosen = _read_splits(file, splits, classes, part_names)
+        for prefix in ("", *(f"{split}/" for split in chosen)):
+            _check_sum(file, prefix)
         return FileContents(
             path=file.path,
-            splits=_read_splits(file, splits, classes, part_names),
+            splits=chosen,
             classes=classes,
             part_names=part_names,
             up_axis=_up_axis(file),
             source=" ".join(_texts(file, "source")),
             licence=" ".join(_texts(file, "licence")),
         )
+
+
+def _check_sum(file: Hdf5, prefix: str) -> None:
+    """The contents of a group against their sum, where the file has one: damage that no checksum of HDF5 shows."""
+    if f"{prefix}{contents_sum.NAME}" not in file:
+        return
+    names = [name for name in file.names if name.rpartition("/")[0] == prefix.rstrip("/")]
+    datasets = {
+        name.removeprefix(prefix): file.strings(name) if file.dtype(name).kind in "OS" else file.read(name)
+        for name in names
+        if not name.endswith(contents_sum.NAME)
+    }
+    if (contents_sum.sum_of(datasets),) != file.strings(f"{prefix}{contents_sum.NAME}"):
+        raise DataError(file.path, prefix.rstrip("/"), "its contents are not those written: copy the file again")
 
 
 def splits_of_h5(path: str | Path) -> Names:

@@ -10,7 +10,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from jointmae.errors import DataError
@@ -100,18 +99,6 @@ def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
     if info.file_size > possible or info.file_size > MAX_MEMBER_BYTES:
         limits = f"wanted at most {min(possible, MAX_MEMBER_BYTES):,} of {info.compress_size:,} stored"
         raise DataError(path, name, f"claims {info.file_size:,} bytes, {limits}: {_DAMAGED}")
-
-
-@lru_cache(maxsize=4)
-def _opened(path: Path, _stamp: tuple[int, int]) -> Archive:
-    return Archive(path)
-
-
-def read_member(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> bytes:
-    """A member of an archive that stays open in this process, as its list takes long to read. Raises DataError."""
-    with _as_data_error(path, ""):
-        status = path.stat()
-    return _opened(path, (status.st_size, status.st_mtime_ns)).read(member, max_bytes)
 
 
 class _BoundedReads(io.FileIO):

@@ -1,9 +1,9 @@
-"""From a list of files to one .h5 file: each read, brought to its number of points, kept in blocks, joined at the end."""
+"""From a list of files to one .h5 file: each read, resampled and kept in blocks, which are joined at the end."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +30,8 @@ class Converted:
     empty_classes: tuple[str, ...]  # all their files are bad; they keep their place among the classes
 
 
-def convert(
-    out: Path, plan: Plan, num_workers: int = 0, skip_bad: bool = False, restart: bool = False
-) -> Converted:
-    """Writes `out`; goes on where an earlier call with an equal plan was ended, by whatever, and ends in the same bytes.
+def convert(out: Path, plan: Plan, num_workers: int = 0, skip_bad: bool = False, restart: bool = False) -> Converted:
+    """Writes `out`; goes on where an earlier call with an equal plan was ended, by whatever, to the same bytes.
 
     Work is kept in `out`.partial until `out` is there. Files that cannot be read are left out with `skip_bad`.
     Raises DataError naming the first of them otherwise, after all have been tried and without writing `out`; UsageError
@@ -72,8 +70,10 @@ def _do_blocks(work: WorkFolder, plan: Plan, num_workers: int, signals: StopSign
     num_bad = sum(len(block.bad) for block in work.finished.values())
     if not todo:
         return
+    clouds = read_clouds(requests, num_workers)
+    assert isinstance(clouds, Generator)  # closed, it ends its processes
     with (
-        contextlib.closing(read_clouds(requests, num_workers)) as clouds,
+        contextlib.closing(clouds),
         FileProgress(len(plan.entries), len(plan.entries) - len(requests), num_bad) as progress,
     ):
         for number in todo:

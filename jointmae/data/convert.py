@@ -22,10 +22,10 @@ from jointmae.errors import DiskError, UsageError
 from jointmae.progress import duration
 from jointmae.signals import Stopped
 
-DESCRIPTION = """Meshes and clouds of a folder or a .zip archive, one file each, as one .h5 file that every command takes
-as --data. Folders name classes and splits: CLASS/FILE, train/CLASS/FILE or CLASS/train/FILE. Meshes are sampled on their
-surface, clouds brought to --num-points, all moved and scaled into the unit sphere. The same command goes on where it
-was ended, and ends in the same bytes with any number of workers."""
+DESCRIPTION = """Meshes and clouds of a folder or a .zip archive, one file each, as one .h5 file that every command
+takes as --data. Folders name classes and splits: CLASS/FILE, train/CLASS/FILE or CLASS/train/FILE. Meshes are sampled
+on their surface, clouds brought to --num-points, all moved and scaled into the unit sphere. The same command goes on
+where it was ended, and ends in the same bytes with any number of workers."""
 
 _DTYPES = ("float32", "float16")
 _MAX_TEXT_BYTES = 65_536

@@ -24,7 +24,7 @@ from jointmae import __version__
 from jointmae.data.layouts.layout import Names
 from jointmae.data.tree import Entry
 from jointmae.errors import DataError, UsageError
-from jointmae.files import disk_errors, lock_folder, make_folder, sync_folder, write_atomically
+from jointmae.files import disk_errors, lock_folder, make_folder, write_atomically
 
 BLOCK = 128
 """Files a block: what a kill costs at most."""

@@ -121,9 +121,7 @@ def _write_column(group: h5py.Group, name: str, values: Column, total: ContentsS
         total.numbers(values)
 
 
-def _create_dataset(
-    group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]
-) -> h5py.Dataset:
+def _create_dataset(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> h5py.Dataset:
     """Rows of about 1 MiB a chunk."""
     row_bytes = max(1, int(np.prod(shape[1:])) * dtype.itemsize)
     chunks = (min(shape[0], max(1, _CHUNK_BYTES // row_bytes)), *shape[1:])

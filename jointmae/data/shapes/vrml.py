@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from jointmae.data.shapes.polygons import triangulate
 from jointmae.data.shapes.shape import Shape
 from jointmae.data.shapes.vrml_nodes import CHILDREN, Node, parse
 from jointmae.errors import DataError
@@ -21,6 +22,7 @@ from jointmae.errors import DataError
 MAX_VERTICES = MAX_FACES = 10_000_000  # of a whole file, each USE counted again
 MAX_USES = 300_000  # nodes met on all ways from the root
 
+_DAMAGED = "the file is damaged, export it again"
 _SURFACES = {"Box", "Cone", "Cylinder", "ElevationGrid", "Extrusion", "Sphere", "Text", "Inline"}
 _REST = {"scale": [1.0, 1.0, 1.0], "rotation": [0.0, 0.0, 1.0, 0.0], "scaleOrientation": [0.0, 0.0, 1.0, 0.0]}
 
@@ -56,7 +58,7 @@ def _joined(name: str, root: Node) -> Shape:
         raise DataError(name, "", "got no face, wanted an IndexedFaceSet with polygons: export it as a mesh")
     shape = Shape(np.concatenate(vertices), np.concatenate(faces))
     if not np.isfinite(shape.points).all():
-        raise DataError(name, "", "its Transforms make coordinates infinite: the file is damaged")
+        raise DataError(name, "", f"its Transforms make coordinates infinite: {_DAMAGED}")
     return shape
 
 
@@ -84,7 +86,7 @@ def _children(name: str, node: Node) -> list[Node]:
     children = [child for field in CHILDREN.get(node.kind, ()) for child in node.children.get(field, [])]
     for child in children:
         if child.kind == "USE":
-            raise DataError(name, f"USE {child.label}", "there is no DEF before it: the file is damaged")
+            raise DataError(name, f"USE {child.label}", f"there is no DEF before it: {_DAMAGED}")
     if node.kind == "LOD":
         return children[:1]
     if node.kind == "Switch":
@@ -94,7 +96,7 @@ def _children(name: str, node: Node) -> list[Node]:
 
 
 def _local(node: Node) -> Matrix:
-    """translation · center · rotation · scaleOrientation · scale · -scaleOrientation · -center (ISO/IEC 14772, 6.52)"""
+    """As translation · center · rotation · scaleOrientation · scale · -scaleOrientation · -center (ISO/IEC 14772-1)."""
     center = node.number("center", [0.0, 0.0, 0.0])
     orientation = _rotation(node.number("scaleOrientation", _REST["scaleOrientation"]))
     rotation = _rotation(node.number("rotation", _REST["rotation"]))
@@ -122,22 +124,15 @@ def _mesh(name: str, node: Node) -> tuple[NDArray[np.float64], NDArray[np.int64]
     """Vertices [N, 3] and triangles [F, 3] of one IndexedFaceSet, every index in range."""
     coords = [child for child in node.children.get("coord", []) if child.kind in ("Coordinate", "USE")]
     if coords and coords[0].kind == "USE":
-        raise DataError(name, f"USE {coords[0].label}", "there is no DEF before it: the file is damaged")
+        raise DataError(name, f"USE {coords[0].label}", f"there is no DEF before it: {_DAMAGED}")
     points = coords[0].array("point") if coords else np.empty(0)
     if len(points) % 3:
-        raise DataError(name, "point", f"got {len(points)} numbers, wanted three a point: the file is damaged")
-    values = node.array("coordIndex")  # [n], -1 ends a polygon
-    wrong = (values < -1) | (values >= len(points) // 3) | (values != np.floor(values))
-    if wrong.any():
-        place = int(np.argmax(wrong))
-        got = f"got {values[place]:g} at [{place}], wanted -1..{len(points) // 3 - 1}"
-        raise DataError(name, "coordIndex", f"{got}: the file is damaged")
-    return points.reshape(-1, 3), _fans(values.astype(np.int64))
-
-
-def _fans(indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Triangles [F, 3] of polygons that -1 ends: the first corner with every two that follow each other."""
-    places = np.arange(len(indices))
-    first = np.maximum.accumulate(np.where(indices == -1, places + 1, 0))  # where the polygon of a place begins
-    third = places[(indices >= 0) & (places - first >= 2)]  # [F]
-    return np.stack([indices[first[third]], indices[third - 1], indices[third]], axis=1)
+        raise DataError(name, "point", f"got {len(points)} numbers, wanted three a point: {_DAMAGED}")
+    indices = node.array("coordIndex")  # [n], -1 ends a polygon
+    whole = indices == np.floor(indices)
+    if not whole.all():
+        raise DataError(name, "coordIndex", f"got {indices[int(np.argmin(whole))]:g}, wanted integers: {_DAMAGED}")
+    ends = np.flatnonzero(np.append(indices, -1) == -1)  # an end behind the last polygon, needed or not
+    sizes = np.diff(ends, prepend=-1) - 1
+    corners = indices[indices != -1].astype(np.int64)
+    return points.reshape(-1, 3), triangulate(name, sizes, corners, len(points) // 3)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jointmae.errors import DiskError
+from jointmae.errors import DiskError, UsageError
 
 
 @contextlib.contextmanager
@@ -59,6 +59,27 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()  # half a file must not fill up what is left of the disk
             raise
+
+
+def lock_folder(path: Path, busy: str) -> int | None:
+    """Keeps other processes out until the handle is closed or this process ends, however it ends.
+
+    Raises UsageError(busy) if another one has it. None where there are no locks: on Windows, on some file systems.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UsageError(busy) from None
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.text import Text
 
 _LIVE_SECONDS = 0.5  # before the live line is drawn again: drawing takes about a millisecond
@@ -105,3 +107,59 @@ class Progress:
         elif due:
             with contextlib.suppress(OSError):  # a pipe's reader has left, a log's disk is full: no reason to end a run
                 print(snapshot.line(), flush=True)
+
+
+class FileProgress:
+    """A bar over files on a terminal, a plain line every few seconds elsewhere; a context manager."""
+
+    def __init__(self, total: int, done: int = 0, bad: int = 0) -> None:
+        """`done` files, `bad` of them unreadable, were finished before."""
+        self._total, self._done, self._bad = total, done, bad
+        self._first, self._begin = done, time.monotonic()
+        self._last = -float("inf")
+        console = Console(file=sys.stdout, highlight=False)
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+        # drawn by this thread alone: processes are forked while it is shown
+        self._bar = Bar(*columns, console=console, auto_refresh=False) if console.is_terminal else None
+        self._task = self._bar.add_task("", total=total, completed=done) if self._bar else None
+
+    def __enter__(self) -> FileProgress:
+        if self._bar:
+            self._bar.start()
+        if self._done:
+            self._say(f"going on: {self._done:,} of {self._total:,} files are done")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._show()
+            self._bar.stop()
+
+    def advance(self, bad: bool = False) -> None:
+        """One more file is done."""
+        self._done += 1
+        self._bad += bad
+        if time.monotonic() - self._last >= (_LIVE_SECONDS if self._bar else _PLAIN_SECONDS):
+            self._show()
+
+    def line(self) -> str:
+        """Files, files a second of this process, the time left, and files that could not be read."""
+        here = self._done - self._first
+        pace = here / max(time.monotonic() - self._begin, 1e-9)
+        left = duration((self._total - self._done) / pace if here else float("inf"))
+        bad = f"  {self._bad:,} bad" if self._bad else ""
+        return f"{self._done:,}/{self._total:,} files  {pace:.0f} files/s  ETA {left}{bad}"
+
+    def _show(self) -> None:
+        self._last = time.monotonic()
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description=self.line(), completed=self._done, refresh=True)
+        else:
+            self._say(self.line())
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # a pipe's reader has left, a log's disk is full: no reason to end the work
+            if self._bar:
+                self._bar.console.print(line)
+            else:
+                print(line, flush=True)

@@ -38,7 +38,7 @@ from jointmae import __version__
 from jointmae.build_info import ROOT
 from jointmae.config import RESUMABLE_CHANGES, TrainConfig, to_dict
 from jointmae.errors import CheckpointError, UsageError
-from jointmae.files import disk_errors, make_folder, sync_folder, to_json, write_atomically
+from jointmae.files import disk_errors, lock_folder, make_folder, sync_folder, to_json, write_atomically
 
 _MAY_GROW = ("epochs", "max_steps")
 
@@ -74,7 +74,8 @@ class RunFolder:
         Raises DiskError if it cannot be written, UsageError if another process trains in it.
         """
         make_folder(self.path)
-        self._lock = _lock_folder(self.path)
+        busy = f"another process is training in {self.path}: wait for it, or choose another --out"
+        self._lock = lock_folder(self.path, busy)
 
     def begin(self) -> None:
         """Writes what is run, and where: once it is known that the run can go on."""
@@ -155,24 +156,6 @@ def _lines_until(content: bytes, step: int) -> Iterator[bytes]:
         except (ValueError, KeyError, TypeError):  # a power cut can leave zeros behind what was made durable
             return
         yield line
-
-
-def _lock_folder(path: Path) -> int | None:
-    """Keeps other processes out until it is closed or this process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UsageError(f"another process is training in {path}: wait for it, or choose another --out") from None
-    except OSError:  # a file system without locks
-        os.close(handle)
-        return None
-    return handle
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jointmae.data.layouts.folders import Folders
 from jointmae.data.layouts.layout import Layout, Names
+from jointmae.data.layouts.modelnet_hdf5 import ModelNetHdf5
+from jointmae.data.layouts.modelnet_resampled import ModelNetResampled
 from jointmae.data.layouts.own_h5 import OwnH5
+from jointmae.data.layouts.scanobjectnn import ScanObjectNN
+from jointmae.data.layouts.shapenet55 import ShapeNet55
+from jointmae.data.layouts.shapenet_part import ShapeNetPart
 from jointmae.errors import DataError
 
-LAYOUTS: tuple[type[Layout], ...] = (OwnH5,)
+LAYOUTS: tuple[type[Layout], ...] = (
+    OwnH5,
+    ModelNetHdf5,
+    ModelNetResampled,
+    ScanObjectNN,
+    ShapeNet55,
+    ShapeNetPart,
+    Folders,  # last: the others are folders of files too
+)
 _MISSING = 'give the path of an .h5 file, of a folder or a file of shapes, or "furniture"'
 _UNKNOWN = "its trees are printed by `python -m jointmae.data layouts`"
 
@@ -44,6 +58,6 @@ def _chosen(path: Path, layout: type[Layout], variants: Names, wanted: str) -> s
         return variants[0]
     names = ", ".join(variants)
     if variants == ("",):
-        raise DataError(path, "", f'{layout.kind} has no variants, got {wanted!r}: leave out ":{wanted}"')
+        raise DataError(path, "", f"{layout.kind} has no variants, got {wanted!r}: leave out \":{wanted}\"")
     got = f"there is no variant {wanted!r}" if wanted else "one of its variants must be chosen"
     raise DataError(path, "", f"{layout.kind}: {got}, wanted {names}: write {path}:{variants[-1]}")

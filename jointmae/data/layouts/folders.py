@@ -11,7 +11,7 @@ import numpy as np
 from jointmae.data import archive
 from jointmae.data.layouts.layout import BadFile, Block, Layout, Names, to_float32
 from jointmae.data.reading import Cloud, Request, read_clouds
-from jointmae.data.sample import seed_of
+from jointmae.data.resample import seed_of
 from jointmae.data.shapes.read import SUFFIXES
 from jointmae.data.tree import Entry, find_shapes
 from jointmae.errors import DataError

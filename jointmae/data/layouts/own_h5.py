@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jointmae.data import contents_sum
 from jointmae.data.hdf5 import Hdf5, open_hdf5
 from jointmae.data.layouts.layout import SPLITS, UP_AXES, BadFile, Block, Layout, Names, to_float32
 from jointmae.errors import DataError
@@ -35,7 +36,8 @@ class OwnH5(Layout):
 
     It has groups `train`, `val`, `test`, `extra`, or one set at its root, which a bool array `test` [S] may split. Only
     `points` [S, N, 3] is required; `label` [S], `name` [S] and `part` [S, N] are optional, and so are, as attributes or
-    datasets of the root, `classes`, `part_names`, `up_axis` ("+y" if absent), `source` and `licence`.
+    datasets of the root, `classes`, `part_names`, `up_axis` ("+y" if absent), `source` and `licence`. A string
+    `contents_sha256` in a group, which `hdf5_writer` puts there, must be the sum of its datasets.
 
     DataError names the file and item for a wrong type, shape, length or label, an empty set, or a damaged file.
     """
@@ -59,6 +61,7 @@ or, of one set: points, label, name, part at the root, and bool test [S], which 
             self.source = " ".join(_texts(file, "source"))
             self.licence = " ".join(_texts(file, "licence"))
             self._places = _places(file)
+            _check_sum(file, "")
         self.splits = tuple(self._places)
 
     @classmethod
@@ -78,6 +81,8 @@ or, of one set: points, label, name, part at the root, and bool test [S], which 
         """The clouds in the order of the file."""
         place = self._places[split]
         with open_hdf5(self.path) as file:
+            if place.prefix:
+                _check_sum(file, place.prefix)
             labels, names, parts = self._beside_points(file, place)
             item = f"{place.prefix}points"
             for start, points in file.blocks(item, BLOCK_BYTES):  # [s, N, 3]
@@ -126,6 +131,26 @@ def _places(file: Hdf5) -> dict[str, _Place]:
         is_test = _integers(file, "test", (S,), 0, 1).astype(bool)
     halves = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
     return {split: _Place("", N, rows) for split, rows in halves.items() if len(rows)}
+
+
+def _check_sum(file: Hdf5, prefix: str) -> None:
+    """The contents of a group against their sum, where the file has one: damage that no checksum of HDF5 shows."""
+    stored = f"{prefix}{contents_sum.NAME}"
+    if stored not in file:
+        return
+    total = contents_sum.ContentsSum()
+    for name in file.names:
+        if name.rpartition("/")[0] != prefix.rstrip("/") or name == stored:
+            continue
+        is_text = file.dtype(name).kind in "OS"
+        total.begin(name.removeprefix(prefix), file.shape(name), None if is_text else file.dtype(name))
+        if is_text:
+            total.strings(file.strings(name))
+        else:
+            for _, rows in file.blocks(name, BLOCK_BYTES):
+                total.numbers(rows)
+    if (total.hexdigest(),) != file.strings(stored):
+        raise DataError(file.path, prefix.rstrip("/"), "its contents are not those written: copy the file again")
 
 
 def _points_shape(file: Hdf5, name: str) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jointmae.data import official
-from jointmae.data.check import MAX_EXAMPLES, Findings, Listing, check, main
+from jointmae.data.__main__ import main
+from jointmae.data.check import MAX_EXAMPLES, Findings, Listing, check
 from jointmae.data.check_print import report
 from jointmae.data.layouts.layout import Block, Layout
 from jointmae.data.layouts.modelnet_hdf5 import ModelNetHdf5
@@ -253,34 +254,27 @@ def test_few_examples_are_printed(tmp_path: Path) -> None:
 # The command
 
 
-def find(path: Path, variant: str | None) -> Layout:
-    assert variant is None
-    return ModelNetHdf5(path)
-
-
 def test_the_command_prints_writes_and_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = official_sets.modelnet_hdf5(tmp_path)
     out = tmp_path / "findings.json"
-    assert main([str(root), "--json", str(out)], find) == 0
+    assert main(["check", str(root), "--json", str(out)]) == 0
     assert json.loads(out.read_text()) == json.loads(json.dumps(asdict(check(ModelNetHdf5(root)))))
     text = capsys.readouterr().out
     assert text.startswith(f"{root}: ModelNet40 (hdf5), 40 classes, up +y\n") and "Training takes this set.\n" in text
     edit(root / "ply_data_test0.h5", lambda points: points.fill(np.nan))
-    assert main([str(root), "--json", str(out)], find) == 3
+    assert main(["check", str(root), "--json", str(out)]) == 3
     assert json.loads(out.read_text())["splits"][1]["radius"] is None
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)], find) == DataError.exit_code
-    assert "holds no train_files.txt and no test_files.txt; wanted\nmodelnet40" in capsys.readouterr().err
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     root = official_sets.modelnet_hdf5(tmp_path)
     official_sets.write_lines(root / "test_files.txt", ["\x1b[2J.h5"])
-    assert main([str(root)], find) == DataError.exit_code
-    assert "?[2J.h5 does not exist" in capsys.readouterr().err
+    with pytest.raises(DataError, match="2J.h5 does not exist"):
+        main(["check", str(root)])
 
 
 def test_names_in_files_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = official_sets.modelnet_hdf5(tmp_path / "set")
     shutil.move(root, tmp_path / "\x1b[2Jred")
-    assert main([str(tmp_path / "\x1b[2Jred")], find) == 0
+    assert main(["check", str(tmp_path / "\x1b[2Jred")]) == 0
     assert "\x1b" not in capsys.readouterr().out

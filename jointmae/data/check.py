@@ -1,4 +1,4 @@
-"""`python -m jointmae.data check PATH`: read all of a data set, and say what is wrong with it and what to know of it.
+"""Read all of a data set, and say what is wrong with it and what to know of it.
 
 The exit code is 3 where training would refuse the set: a file that cannot be read, a coordinate that is not finite.
 Everything else, as clouds that are twice there or counts that differ from the official ones, is worth knowing and
@@ -7,12 +7,8 @@ leaves the exit code 0. One block of clouds is in memory at a time; of each clou
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,8 +17,7 @@ from jointmae.data import official
 from jointmae.data.layouts.layout import BadFile, Block, Layout
 from jointmae.data.measure import Measures, measure
 from jointmae.data.official import OfficialSet
-from jointmae.errors import DataError, JointMAEError
-from jointmae.files import to_json, write_atomically
+from jointmae.errors import DataError
 
 MAX_EXAMPLES = 1000
 """Findings of a kind that are kept one by one; all are counted."""
@@ -200,30 +195,3 @@ def _other_lists(layout: Layout, numbers: OfficialSet) -> list[str]:
             if path.as_posix().endswith(f"/{name}") and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
                 lines.append(f"{name}: is not the official list, by its SHA-256")
     return lines
-
-
-def main(arguments: Sequence[str], find: Callable[[Path, str | None], Layout]) -> int:
-    """Check the set at a path, print what was found, and return the exit code; `find` says which layout it has."""
-    from jointmae.data.check_print import report
-
-    parser = argparse.ArgumentParser(prog="python -m jointmae.data check", description="Check a data set.")
-    parser.add_argument("path", type=Path, help="a file or folder")
-    parser.add_argument("--variant", help='where there are several, as "pb_t50_rs" of ScanObjectNN')
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings there as well")
-    options = parser.parse_args(arguments)
-    try:
-        findings = check(find(options.path, options.variant))
-        if options.json is not None:
-            write_atomically(options.json, to_json(asdict(findings)))
-    except JointMAEError as error:
-        message = "\n".join(map(_printable, str(error).split("\n")))
-        print(f"error: {message}", file=sys.stderr)
-        return error.exit_code
-    for line in report(findings):
-        print(_printable(line))
-    return findings.exit_code
-
-
-def _printable(line: str) -> str:
-    """A line without what would steer the terminal: names and messages come from files."""
-    return "".join(c if c.isprintable() else "?" for c in line)

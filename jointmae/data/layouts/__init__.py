@@ -58,6 +58,6 @@ def _chosen(path: Path, layout: type[Layout], variants: Names, wanted: str) -> s
         return variants[0]
     names = ", ".join(variants)
     if variants == ("",):
-        raise DataError(path, "", f"{layout.kind} has no variants, got {wanted!r}: leave out \":{wanted}\"")
+        raise DataError(path, "", f'{layout.kind} has no variants, got {wanted!r}: leave out ":{wanted}"')
     got = f"there is no variant {wanted!r}" if wanted else "one of its variants must be chosen"
     raise DataError(path, "", f"{layout.kind}: {got}, wanted {names}: write {path}:{variants[-1]}")

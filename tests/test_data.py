@@ -206,13 +206,13 @@ def test_wrong_files_are_named_with_what_is_wrong(
     ("name", "what"),
     [
         ("none.h5", 'does not exist: give the path of an .h5 file, of a folder or a file of shapes, or "furniture"'),
-        ("set.zip", "is no data set that can be read, wanted one of jointmae h5, "),
-        ("folder", "is no data set that can be read, wanted one of jointmae h5"),
-        ("folder.h5", "is no data set that can be read, wanted one of jointmae h5"),
+        ("set.png", "is no data set that can be read, wanted one of jointmae h5, "),
+        ("folder", "got no shape among 0 files, wanted one of "),
+        ("folder.h5", "got no shape among 0 files, wanted one of "),
     ],
 )
 def test_paths_that_are_no_files_of_ours_are_named(tmp_path: Path, name: str, what: str) -> None:
-    (tmp_path / "set.zip").touch()
+    (tmp_path / "set.png").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.h5").mkdir()
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / name}: {what}")):

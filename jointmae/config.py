@@ -147,7 +147,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One pre-training run. With the same config, data and machine, two runs give the same bytes."""
+    """One pre-training run. What decides the bytes of its results: `jointmae.run_folder`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     preset: str = "tiny"
@@ -155,9 +155,14 @@ class TrainConfig:
     recipe: str = "best"
     """Choices of the method: best (ours), paper (the paper's words, the family's habits), 3d-only (no depth maps)."""
     data: tuple[str, ...] = ("furniture",)
-    """What to train on: "furniture" (ships with the package), or paths of .h5 files; several are joined."""
+    """What to train on: "furniture" (ships with the package), or paths of sets in any layout that
+    `python -m jointmae.data layouts` lists; several are joined."""
     splits: tuple[str, ...] = ("train", "extra")
     """Splits of the data to train on; those that a file lacks are passed over."""
+    bad_points: Literal["error", "drop"] = "error"
+    """Points that are not finite end the run, or are left out and counted."""
+    skip_bad: bool = False
+    """Files that cannot be read are left out and counted."""
     out: str = ""
     """The run's folder; empty: runs/<preset>-<data>-<seed>."""
     epochs: int = 300
@@ -165,7 +170,8 @@ class TrainConfig:
     max_steps: int = 0
     """Stop early after so many steps (0: never); the schedule stays that of `epochs`."""
     batch_size: int = 128
-    """Clouds of one step; no more than there are."""
+    """Clouds of one step, all processes together; no more than there are. The last clouds of an epoch, if they fill no
+    batch, are left out; the next epoch has another order."""
     lr: float = 1e-3
     """Peak learning rate, for any batch size."""
     min_lr: float = 1e-6

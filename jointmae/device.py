@@ -47,8 +47,9 @@ def memory_bytes(device: torch.device) -> int:
 def keep_freed_memory() -> None:
     """Lets the C library keep what is freed, for the whole process: each step asks for the same blocks again.
 
-    Otherwise blocks from 32 MiB on go back to the system and come again page by page, which takes a fifth of a step.
-    Not where the address space is limited: what is kept in pieces is then missing for what wants to be in one.
+    Otherwise blocks from 32 MiB on go back to the system and come again page by page, which takes up to a quarter of a
+    step (docs/cpu.md). Not where the address space is limited: what is kept in pieces is then missing for what wants to
+    be in one.
     """
     if platform.libc_ver()[0] != "glibc":
         return

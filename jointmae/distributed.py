@@ -26,9 +26,9 @@ from torch import Tensor
 from jointmae.errors import UsageError, WorkerError
 
 BEAT_SECONDS = 1.0
-PATIENCE_SECONDS = 6.0  # a process that is silent for so long is gone: the others leave within 10 s
+PATIENCE_SECONDS = 6.0  # a process that is silent for longer is gone: the others leave within 10 s
 LAST_WORDS_SECONDS = 1.5  # for writing down why; a disk may be stuck as well
-START_SECONDS = 300.0  # from the first process that is there to the last one
+START_SECONDS = 300.0  # so long does the first process (rank 0) wait for all others to come
 
 
 @dataclass
@@ -60,6 +60,16 @@ class World:
     def meet(self) -> None:
         """Waits until every process is here."""
         self.most(torch.zeros(()))
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first process of every machine does what is inside before the others of that machine do."""
+        first = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+        if not first:
+            self.meet()
+        yield
+        if first:
+            self.meet()
 
     def ignore_termination(self) -> None:
         """For a process that is about to end and has to say why: among several, SIGTERM no longer stops it."""

@@ -28,30 +28,30 @@ class DataError(JointMAEError):
 
 
 class CheckpointError(JointMAEError):
-    """A checkpoint that is missing, damaged or made for another model."""
+    """A checkpoint or a run's folder that is missing, damaged, or of another model or version."""
 
     exit_code = 4
 
 
 class NonFiniteError(JointMAEError):
-    """A loss or gradient that is NaN or infinite; the optimizer has not stepped."""
+    """A loss, gradient or prediction that is NaN or infinite; the optimizer has not stepped."""
 
     exit_code = 5
 
 
 class OutOfMemoryError(JointMAEError):
-    """The step does not fit into memory."""
+    """Memory has run out: while reading data, building the model, in a step, or while evaluating."""
 
     exit_code = 6
 
 
 class WorkerError(JointMAEError):
-    """Another rank or worker died."""
+    """Of several processes, another one has ended, fallen silent or not come, or torchrun's store is gone."""
 
     exit_code = 7
 
 
 class DiskError(JointMAEError):
-    """The output folder cannot be written."""
+    """The system refuses to write what a command writes, or to read a checkpoint."""
 
     exit_code = 74

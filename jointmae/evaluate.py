@@ -67,7 +67,7 @@ def evaluate_run(folder: RunFolder, config: TrainConfig, model: JointMAE, clouds
     test_clouds = first_test_split(config, clouds.device)
     held_out = test_clouds is not None and "test" not in config.splits
     shown = clouds if test_clouds is None else test_clouds
-    probes = [pair for name in config.data if (pair := _probe(name, model, config.seed))]
+    probes = [pair for name in config.data if (pair := _probe(name, model, config))]
     evaluation = Evaluation(probes, reconstruction_losses(model, shown, held_out))
     write_atomically(folder.path / "evaluation.json", to_json(dataclasses.asdict(evaluation)))
     write_report(folder, config, model, shown, evaluation)
@@ -79,18 +79,20 @@ def first_test_split(config: TrainConfig, device: torch.device) -> PointClouds |
     """The test split of the first of --data that has one."""
     for name in config.data:
         if "test" in splits_of(name):
-            return load(name, ("test",), device)
+            return load(name, ("test",), device, config.bad_points, config.skip_bad)
     return None
 
 
-def _probe(name: str, model: JointMAE, seed: int) -> ProbePair | None:
+def _probe(name: str, model: JointMAE, config: TrainConfig) -> ProbePair | None:
     """None where the set has too few labels to probe with."""
     if not {"train", "test"} <= set(splits_of(name)):
         return None
-    train, test = load(name, ("train",)), load(name, ("test",))
+    train, test = (
+        load(name, (split,), bad_points=config.bad_points, skip_bad=config.skip_bad) for split in ("train", "test")
+    )
     if not can_probe(train, test):
         return None
-    untrained = JointMAE(model.config, seed=seed).to(model.modality_3d.device).eval()
+    untrained = JointMAE(model.config, seed=config.seed).to(model.modality_3d.device).eval()
     return ProbePair(train.title, linear_probe(model, train, test), linear_probe(untrained, train, test))
 
 

@@ -42,7 +42,7 @@ def _require(rules: list[Rule]) -> None:
 def _training_rules(config: TrainConfig) -> list[Rule]:
     lowest, peak = config.min_lr, config.lr
     return [
-        Rule("--data", config.data, 'paths of .h5 files, or "furniture"', bool(config.data) and all(config.data)),
+        Rule("--data", config.data, 'paths of data sets, or "furniture"', bool(config.data) and all(config.data)),
         Rule("--splits", config.splits, "names of splits, as in --splits train", bool(config.splits)),
         Rule("--epochs", config.epochs, "at least 1", config.epochs >= 1),
         Rule("--max-steps", config.max_steps, "at least 0 (0: no limit)", config.max_steps >= 0),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jointmae import cli
 from jointmae.config import to_dict
@@ -27,7 +27,12 @@ class LinearSVMConfig:
     checkpoint: str = ""
     """A run's folder, its model.safetensors, or "random" for the untrained encoder."""
     data: str = "furniture"
-    """ "furniture", or the path of an .h5 file with labelled train and test splits."""
+    """ "furniture", or the path of a set with labelled train and test splits, in any layout that
+    `python -m jointmae.data layouts` lists."""
+    bad_points: Literal["error", "drop"] = "error"
+    """Points that are not finite are an error, or are left out and counted."""
+    skip_bad: bool = False
+    """Files that cannot be read are left out and counted."""
     preset: str = "small"
     """Preset of the random encoder."""
     recipe: str = "best"
@@ -53,7 +58,10 @@ def main(argv: Sequence[str]) -> int:
     if not {"train", "test"} <= set(data.splits_of(config.data)):
         wanted = "groups train and test with labels, or a bool dataset test [S] beside points and label"
         raise DataError(config.data, "", f"a linear SVM needs a train and a test split, got one: wanted {wanted}")
-    train, test = data.load(config.data, ("train",)), data.load(config.data, ("test",))
+    train, test = (
+        data.load(config.data, (split,), bad_points=config.bad_points, skip_bad=config.skip_bad)
+        for split in ("train", "test")
+    )
     print(f"{config.checkpoint} on {train.describe()}; test {len(test):,}", flush=True)
     if not can_probe(train, test):
         raise DataError(config.data, "labels", f"got too few, wanted {ENOUGH_LABELS}")

@@ -1,11 +1,21 @@
 """The folder of one training run: what is in it, whose it is, and how it is continued.
 
-config.json      what is trained               metrics.jsonl    losses by step: config, data and seed decide every byte
+config.json      what is trained               metrics.jsonl    losses by step
 env.json         on which machine              timings.jsonl    speed and memory by step
 status.json      for people and schedulers     checkpoints/     the newest two and the best
 non_finite.json  the batch that ended a run by a number that is NaN or infinite
 tensorboard/     event files, with --tensorboard
-model.safetensors, report.html, README.md      at the end
+model.safetensors                              at the end
+evaluation.json, report.html, README.md        at the end, but with --no-evaluate
+
+On a CPU every byte of metrics.jsonl and model.safetensors is decided by
+- what is trained: the data, and all options but those of RESUMABLE_CHANGES (jointmae/config.py);
+- how sums are split up: the number of processes, of parts (--accumulate; with --auto-batch, as memory asks for) and of
+  threads, --parallel and --compile;
+- where: the processor's instruction set, and the versions in env.json.
+Stops and restarts, --out, --evaluate and --tensorboard change no byte. Where only the second or the third differs,
+numbers differ by rounding, which grows with the steps (docs/scaling.md); parts with batch norm are the exception.
+On a GPU this holds as far as PyTorch's own kernels are deterministic, and by default not all of them are.
 """
 
 from __future__ import annotations
@@ -35,7 +45,7 @@ _MAY_GROW = ("epochs", "max_steps")
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/<preset>-<data>-<seed>, with the recipe where it is not the default one."""
-    data = "+".join(Path(name).stem for name in config.data)
+    data = "+".join(Path(os.path.abspath(name)).stem.replace(":", "-") for name in config.data)
     preset = config.preset if config.recipe == "best" else f"{config.preset}-{config.recipe}"
     return Path("runs") / f"{preset}-{data}-{config.seed}"
 

@@ -26,13 +26,13 @@ LOSSES = ("loss", "loss_3d", "loss_2d", "loss_cross")
 
 
 class Losses(NamedTuple):
-    """What a batch is worth; the first four are differentiable."""
+    """The losses of B clouds, each a mean over them, and their features. One left out is 0 and has no gradient."""
 
-    loss: Tensor  # [], the weighted sum of the others: what is minimised
-    loss_3d: Tensor
-    loss_2d: Tensor
-    loss_cross: Tensor
-    features: Tensor  # [B, C] float64, mean over the visible 3D tokens: do they still differ between clouds?
+    loss: Tensor  # [], the weighted sum of the next three: what is minimised
+    loss_3d: Tensor  # []
+    loss_2d: Tensor  # []
+    loss_cross: Tensor  # []
+    features: Tensor  # [B, C] float64, without gradient: the mean of each cloud's visible 3D tokens
 
 
 class Parts(NamedTuple):

@@ -1,8 +1,7 @@
 """The pre-training loop: `train(config)`. B clouds of a batch, N points.
 
-Everything random is a function of (seed, epoch, sample id), every number in metrics.jsonl of config, data and seed: a
-run that was killed and resumed ends in the same bytes as one that was not. On a GPU that is so as far as PyTorch's own
-kernels are deterministic, and by default not all of them are.
+Everything random is a function of (seed, epoch, sample id), so that a run which was killed and resumed ends in the same
+bytes as one that was not. What decides those bytes, and on which devices: `jointmae.run_folder`.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ from jointmae.step import LOSSES, Step
 if TYPE_CHECKING:
     from jointmae.board import Board
 
-LOG_STEPS = 10  # a line of metrics.jsonl is a mean over so many steps
-DIAGNOSTIC_STEPS = 100  # gradient norm of each loss, and the spread of features
+LOG_STEPS = 10  # a line of metrics.jsonl is a mean over at most so many steps; on a GPU, so many may be under way
+DIAGNOSTIC_STEPS = 100  # gradient norm of each loss, and the spread of features; such a step has a line
 CHECKPOINT_SECONDS = 30.0
 
 Result = TypeVar("Result")
@@ -76,7 +75,8 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig, device: torch.device, world: World) -> int:
     with out_of_memory_errors("while reading the data", "Train on fewer or smaller files."):
-        clouds = load_training_data(config, device)
+        with world.in_turn():  # what the first one decodes, the others of its machine find in the cache
+            clouds = load_training_data(config, device)
     path = Path(config.out) if config.out else default_folder(config)
     schedule = Schedule(config, len(clouds) // min(config.batch_size, len(clouds)))
     _require_enough(min(config.batch_size, len(clouds)), world.size, config.accumulate)
@@ -102,10 +102,15 @@ def _train(config: TrainConfig, device: torch.device, world: World) -> int:
 
 def _require_enough(batch_size: int, num_processes: int, num_parts: int) -> None:
     if batch_size < num_processes * num_parts:
+        clouds, processes = _counted(batch_size, "cloud"), _counted(num_processes, "process", "es")
         raise UsageError(
-            f"a batch of {batch_size} clouds is too small for {num_processes} processes with --accumulate {num_parts}: "
+            f"a batch of {clouds} is too small for {processes} with --accumulate {num_parts}: "
             f"wanted at least {num_processes * num_parts}"
         )
+
+
+def _counted(number: int, what: str, ending: str = "s") -> str:
+    return f"{number} {what}{'' if number == 1 else ending}"
 
 
 def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds:
@@ -116,7 +121,7 @@ def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds
         if not splits:
             there, wanted = ", ".join(splits_of(name)), " ".join(config.splits)
             raise UsageError(f"--data {name} has none of --splits {wanted}; it has {there}")
-        sets.append(load(name, splits))
+        sets.append(load(name, splits, bad_points=config.bad_points, skip_bad=config.skip_bad))
     return (sets[0] if len(sets) == 1 else concat(sets)).to(device)
 
 
@@ -159,7 +164,7 @@ class Trainer:
             self.one_step = Step(self.model, config, clouds, self.world)
         self.step = 0
         self._results: list[Tensor] = []  # of the last steps, float64 [5] each, still on the device
-        self.window: list[list[float]] = []  # the losses of steps that have no line in metrics.jsonl yet
+        self.window: list[list[float]] = []  # LOSSES and gradient norm of each fetched step since the last line
         self.epoch_losses: list[float] = []
         self.best: dict[str, float] = {}  # the epoch with the lowest mean loss
         self._order_epoch, self._order = -1, torch.empty(0, dtype=torch.int64)  # sorted once an epoch, not once a step
@@ -353,14 +358,14 @@ class Trainer:
 
     def _out_of_memory(self, num_parts: int | None, peak: str) -> OutOfMemoryError:
         """What to raise where `num_parts` would fit, or nothing (0), or where nothing was tried (None)."""
-        clouds = -(-self.batch_size // (self.world.size * self.one_step.num_parts))
+        clouds = _counted(-(-self.batch_size // (self.world.size * self.one_step.num_parts)), "cloud")
         advice = "not even a single cloud fits: try a smaller --preset and another --out"
         if num_parts is None:
             advice = f"go on with --accumulate {2 * self.one_step.num_parts}"
         elif num_parts > 0:
             fitting = -(-self.batch_size // (self.world.size * num_parts))
-            advice = f"{fitting} at once fit, as was tried: go on with --accumulate {num_parts}, or with --auto-batch"
-        return OutOfMemoryError(f"out of memory at step {self.step} with {clouds} clouds at once ({peak}); {advice}")
+            advice = f"a try with {fitting} did fit: go on with --accumulate {num_parts}, or with --auto-batch"
+        return OutOfMemoryError(f"out of memory at step {self.step} with {clouds} at once ({peak}); {advice}")
 
     def _peak(self) -> str:
         return f"peak {memory_bytes(self.device) / 2**30:.1f} GiB"

@@ -56,6 +56,12 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded sets are kept with the test's files, not in the user's cache; also by commands that tests start."""
+    os.environ["JOINTMAE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def threads_restored() -> Iterator[None]:
     """A test may set torch's threads (`--threads` does); the bits of the next one must not depend on it."""

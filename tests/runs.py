@@ -88,5 +88,5 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def results(folder: Path) -> tuple[bytes, bytes]:
-    """What config, data and seed must decide to the byte."""
+    """The two files of which `jointmae.run_folder` says what decides every byte."""
     return (folder / "metrics.jsonl").read_bytes(), (folder / "model.safetensors").read_bytes()

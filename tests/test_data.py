@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointmae.data import PointClouds, concat, furniture, load, normalize_unit_sphere, read_h5, scale_and_shift
+from jointmae.data import PointClouds, concat, furniture, load, normalize_unit_sphere, scale_and_shift
 from jointmae.data.__main__ import main
+from jointmae.data.layouts import find
+from jointmae.data.layouts.layout import Block
 from jointmae.errors import DataError
 from jointmae.random import Purpose, keys, uniform
 
@@ -76,9 +78,10 @@ def test_splits_are_joined_in_the_order_asked_for(embedded: PointClouds) -> None
 
 
 def test_describe_says_what_there_is(embedded: PointClouds, tmp_path: Path) -> None:
-    assert embedded.describe() == "furniture: 330 clouds x 2,048 points, 13 classes, 330 labelled, 0 bad files"
+    wanted = "furniture (jointmae h5): 330 clouds x 2,048 points, 13 classes, 330 labelled, 0 bad files"
+    assert embedded.describe() == wanted
     unlabelled = load(write(tmp_path / "plain.h5", {"points": random_points(1, 4)}))
-    assert unlabelled.describe() == "plain: 1 clouds x 4 points, no labels, 0 bad files"
+    assert unlabelled.describe() == "plain (jointmae h5): 1 clouds x 4 points, no labels, 0 bad files"
 
 
 def test_a_damaged_embedded_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +118,10 @@ def test_everything_optional_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", ">f8"])
 def test_points_of_every_float_type_are_read(tmp_path: Path, dtype: str) -> None:
     points = np.round(random_points(2, 5) * 16).astype(dtype) / np.dtype(dtype).type(16)
-    contents = read_h5(write(tmp_path / "set.h5", {"train/points": points}))
-    assert contents.splits["train"].points.dtype == np.float32
+    (block,) = find(write(tmp_path / "set.h5", {"train/points": points})).blocks("train")
+    assert isinstance(block, Block) and block.points.dtype == np.float32
     expected = points - points[:, :1] if dtype.endswith("f8") else points
-    np.testing.assert_array_equal(contents.splits["train"].points, expected.astype(np.float32))
+    np.testing.assert_array_equal(block.points, expected.astype(np.float32).reshape(-1, 3))
 
 
 def test_float64_map_coordinates_keep_their_shape(tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_a_flat_file_is_split_by_its_test_array(tmp_path: Path) -> None:
 def test_a_flat_file_without_a_test_array_is_all_train(tmp_path: Path) -> None:
     path = write(tmp_path / "set.h5", {"points": random_points(3, 4)})
     assert len(load(path)) == 3
-    with pytest.raises(DataError, match="test: there is no such split: the file has train"):
+    with pytest.raises(DataError, match="test: there is no such split: the set has train"):
         load(path, ("test",))
 
 
@@ -202,14 +205,14 @@ def test_wrong_files_are_named_with_what_is_wrong(
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("none.h5", 'does not exist: give the path of an .h5 file, or "furniture"'),
-        ("set.npz", "got .npz, wanted an .h5 or .hdf5 file"),
-        ("folder", "got no suffix, wanted an .h5"),
-        ("folder.h5", "cannot be read (Is a directory)"),
+        ("none.h5", 'does not exist: give the path of an .h5 file, of a folder or a file of shapes, or "furniture"'),
+        ("set.png", "is no data set that can be read, wanted one of jointmae h5, "),
+        ("folder", "got no shape among 0 files, wanted one of "),
+        ("folder.h5", "got no shape among 0 files, wanted one of "),
     ],
 )
 def test_paths_that_are_no_files_of_ours_are_named(tmp_path: Path, name: str, what: str) -> None:
-    (tmp_path / "set.npz").touch()
+    (tmp_path / "set.png").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.h5").mkdir()
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / name}: {what}")):
@@ -292,8 +295,8 @@ def test_a_batch_is_a_random_subset_that_repeats(embedded: PointClouds) -> None:
 def test_a_subset_has_no_row_twice() -> None:
     points = torch.arange(100.0).repeat(3, 1)[..., None].expand(3, 100, 3)
     clouds = PointClouds(
-        title="t", points=points, labels=torch.zeros(3, dtype=torch.int64), names=("a", "b", "c"), up=points[:, 0],
-        classes=("x",), parts=None, part_names=(), source="", licence="", sha256="",
+        title="t", layout="", points=points, labels=torch.zeros(3, dtype=torch.int64), names=("a", "b", "c"),
+        up=points[:, 0], classes=("x",), parts=None, part_names=(), source="", licence="", sha256="",
     )  # fmt: skip
     batch = clouds.batch(torch.arange(3), 60, seed=0, epoch=0)[..., 0]
     assert all(len(row.unique()) == 60 for row in batch)
@@ -387,15 +390,25 @@ def test_moving_to_a_device_keeps_everything(embedded: PointClouds) -> None:
 
 def test_the_command_prints_what_a_file_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "set.h5", {"train/points": random_points(2, 5), "train/label": [0, -1]}, source="a\x1b[2Jb")
-    assert main([str(path)]) == 0
+    assert main(["info", str(path)]) == 0
     out = capsys.readouterr().out
-    assert f"{path}: 1 classes, up +y" in out and "train: 2 clouds x 5 points, 1 labelled" in out
+    assert f"{path}: jointmae h5, 1 classes, up +y" in out and "train: 2 clouds x 5 points, 1 labelled" in out
     assert "\x1b" not in out
 
 
-def test_the_command_exits_3_and_names_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["/nowhere/set.h5"]) == 3
-    assert capsys.readouterr().err.startswith("error: /nowhere/set.h5: does not exist")
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["info", "/nowhere/set.h5"], 3, "error: /nowhere/set.h5: does not exist"),
+        (["inof"], 2, "Did you mean info?"),
+        (["set.h5"], 2, "Did you mean info set.h5?"),
+        (["info", "--pth", "x"], 2, "--pth"),
+    ],
+)
+def test_the_command_answers_mistakes(arguments: list[str], code: int, message: str) -> None:
+    command = [sys.executable, "-m", "jointmae.data", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == code and message in run.stderr
 
 
 def test_the_command_does_not_wait_for_torch() -> None:

@@ -47,11 +47,16 @@ def test_a_batch_too_small_for_all_is_refused(parts):
         for batch in (size * parts - 1, size * parts, size * parts + 1):
             lengths = torch.tensor([s.stop - s.start for s in (share_of(batch, rank, size) for rank in range(size))])
             if batch < size * parts:
-                with pytest.raises(UsageError, match=f"a batch of {batch} clouds is too small for {size} processes"):
+                with pytest.raises(UsageError, match=rf"of {batch} clouds? is too small for {size} process(es)? with"):
                     trainer._require_enough(batch, size, parts)
             else:
                 trainer._require_enough(batch, size, parts)
                 assert int(lengths.min()) >= parts
+
+
+def test_one_cloud_and_one_process_are_named_as_one():
+    with pytest.raises(UsageError, match="^a batch of 1 cloud is too small for 1 process with --accumulate 2: wanted"):
+        trainer._require_enough(1, 1, 2)
 
 
 # ---- the same run in 1, 2 and 4 processes ----

@@ -1,7 +1,10 @@
 """The gate opens honest files and refuses every other one with a DataError, before memory is taken."""
 
+import os
 import random
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +96,17 @@ def external_link(file: h5py.File, folder: Path) -> None:
     with h5py.File(folder / "other.h5", "w") as other:
         other["points"] = POINTS
     file["points"] = h5py.ExternalLink(str(folder / "other.h5"), "/points")
+
+
+def soft_link_to_a_group(file: h5py.File, _: Path) -> None:
+    file["real/points"] = POINTS
+    file["train"] = h5py.SoftLink("/real")
+
+
+def external_link_to_a_group(file: h5py.File, folder: Path) -> None:
+    with h5py.File(folder / "other.h5", "w") as other:
+        other["train/points"] = POINTS
+    file["train"] = h5py.ExternalLink(str(folder / "other.h5"), "/train")
 
 
 def cycle(file: h5py.File, _: Path) -> None:
@@ -214,6 +228,8 @@ REFUSED: list[tuple[Writer, str, str]] = [
     (soft_link, "points", "is a soft link, and links are not followed"),
     (dangling_soft_link, "train/points", "is a soft link"),
     (external_link, "points", "is an external link"),
+    (soft_link_to_a_group, "train", "is a soft link, and links are not followed"),
+    (external_link_to_a_group, "train", "is an external link"),
     (cycle, "train/deeper/again", "is a second link to an object"),
     (cycle_through_the_root, "train/root", "is a second link to an object"),
     (alias, "same", "is a second link to an object"),
@@ -247,6 +263,44 @@ def test_files_that_lie_or_lead_elsewhere_are_refused(tmp_path: Path, writer: Wr
     with pytest.raises(DataError, match=re.escape(what)) as caught:
         open_and_read_all(path)
     assert caught.value.file == str(path) and caught.value.item == item and caught.value.exit_code == 3
+
+
+READ_HOSTILE = """
+import os, resource, sys
+from pathlib import Path
+from jointmae.data import load
+from jointmae.errors import DataError
+
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sorted(Path(sys.argv[1]).glob("*/set.h5")):
+    opened.clear()
+    try:
+        load(path)
+        sys.exit(f"{path} was read")
+    except DataError as error:
+        assert error.file == str(path), error
+    others = [name for name in opened if name.startswith(sys.argv[1]) and name != str(path)]
+    assert not others, others
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_refused_files_open_no_other_and_take_little_memory(tmp_path: Path) -> None:
+    """Python's own opens are seen by a hook; what HDF5 itself would open is a pipe, at which it would wait for ever."""
+    for writer, _, _ in REFUSED:
+        (folder := tmp_path / writer.__name__).mkdir()
+        write(folder, writer)
+        for other in (folder / "other.h5", folder / "raw.bin"):
+            if other.exists():
+                other.unlink()
+                os.mkfifo(other)
+    command = [sys.executable, "-c", READ_HOSTILE, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    largest = max(path.stat().st_size for path in tmp_path.glob("*/set.h5"))
+    assert int(run.stdout) <= 256 * 2**20 + 2 * largest
 
 
 def test_a_limit_on_the_whole_file_holds(tmp_path: Path) -> None:
@@ -341,5 +395,7 @@ def test_attributes_that_may_take_too_much_are_refused(tmp_path: Path, monkeypat
 def test_nothing_but_the_gate_opens_hdf5() -> None:
     package = Path(jointmae.__file__).parent
     users = {str(path.relative_to(package)) for path in package.rglob("*.py") if "import h5py" in path.read_text()}
-    assert users == {"data/hdf5.py"}
+    assert users == {"data/hdf5.py", "data/hdf5_writer.py"}
+    writer = (package / "data" / "hdf5_writer.py").read_text()
+    assert writer.count("h5f.create(") == writer.count("h5py.File(") == 1 and "h5f.open" not in writer  # it reads none
     assert (package / "data" / "hdf5.py").read_text().count("h5py.File(") == 1

@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import SVC
 
 from jointmae import linear_svm, probe, trainer
+from jointmae.config import TrainConfig
 from jointmae.data import load
 from jointmae.evaluate import _probe
 from jointmae.probe import C_GRID, POOLINGS, can_probe, linear_probe, pooled_features
@@ -105,7 +106,7 @@ def test_labels_enough_for_a_probe(trained, tmp_path, labels, enough):
         file["train/label"][:] = labels
     train, test = load(tmp_path / "few.h5", ("train",)), load(tmp_path / "few.h5", ("test",))
     assert can_probe(train, test) == enough
-    pair = _probe(str(tmp_path / "few.h5"), micro_model(), seed=0)  # what a finished run does: passes over it
+    pair = _probe(str(tmp_path / "few.h5"), micro_model(), TrainConfig())  # what a finished run does: passes over it
     assert (pair is not None) == enough
     if not enough:
         with pytest.raises(ValueError, match="two classes of at least two train clouds each"):

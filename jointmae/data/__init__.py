@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jointmae.data.augment import scale_and_shift
-    from jointmae.data.dataset import PointClouds, concat, load, splits_of
-    from jointmae.data.formats import read_h5
+    from jointmae.data.dataset import PointClouds, concat
     from jointmae.data.hdf5 import open_hdf5
+    from jointmae.data.loading import load, splits_of
     from jointmae.data.normalize import normalize_unit_sphere
 
 _LAZY = {
     "PointClouds": "dataset",
     "concat": "dataset",
-    "load": "dataset",
+    "load": "loading",
     "normalize_unit_sphere": "normalize",
     "open_hdf5": "hdf5",
-    "read_h5": "formats",
     "scale_and_shift": "augment",
-    "splits_of": "dataset",
+    "splits_of": "loading",
 }
 __all__ = [
     "PointClouds",
@@ -31,7 +30,6 @@ __all__ = [
     "load",
     "normalize_unit_sphere",
     "open_hdf5",
-    "read_h5",
     "scale_and_shift",
     "splits_of",
 ]

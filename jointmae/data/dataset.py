@@ -8,16 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jointmae import random
-from jointmae.data import furniture
-from jointmae.data.formats import FileContents, read_h5, splits_of_h5
-from jointmae.data.normalize import normalize_unit_sphere
-from jointmae.errors import DataError
 
 Names = tuple[str, ...]
 
@@ -27,6 +22,7 @@ class PointClouds:
     """A data set on one device. Clouds as `load` and `concat` give them are centred and scaled into the unit sphere."""
 
     title: str  # "furniture", or the file's name
+    layout: str  # what `jointmae.data.layouts` took it for
     points: Tensor  # [S, N, 3] float32
     labels: Tensor  # [S] int64, -1 = none
     names: Names  # S of them
@@ -37,7 +33,8 @@ class PointClouds:
     source: str
     licence: str
     sha256: str  # of the file, or of the joined sets' sums
-    bad_files: Names = ()  # files of a folder that were left out; a set read from one file has none
+    bad_files: Names = ()  # files that were left out, each with what is wrong with it
+    num_dropped: int = 0  # points that were left out since they are not finite
 
     def __len__(self) -> int:
         """The number of clouds, S."""
@@ -102,34 +99,8 @@ class PointClouds:
         labelled = f"{len(self.classes)} classes, {num_labelled:,} labelled" if num_labelled else "no labels"
         parts = "" if self.parts is None else f", {len(self.part_names)} parts"
         size = f"{len(self):,} clouds x {self.points.shape[1]:,} points"
-        return f"{self.title}: {size}, {labelled}{parts}, {len(self.bad_files)} bad files"
-
-
-def load(spec: str | Path, splits: Sequence[str] = ("train",), device: torch.device | str = "cpu") -> PointClouds:
-    """Load the embedded set ("furniture") or an `.h5` file (`formats.read_h5`), the given splits one after the other.
-
-    Clouds are centred and scaled into the unit sphere. Raises DataError naming the file, item and remedy, also for a
-    path that does not exist; ValueError if `splits` is empty.
-    """
-    if not splits:
-        raise ValueError("load: splits must name at least one split, got none")
-    path = _file_of(spec)
-    sha256 = _file_sha256(path)
-    embedded = str(spec) == furniture.NAME
-    if embedded and sha256 != furniture.SHA256:
-        raise DataError(path, "", "the embedded data set is damaged: install jointmae again")
-    title = furniture.NAME if embedded else path.stem
-    contents = read_h5(path, tuple(splits))
-    return _join([_from_split(contents, split, title, sha256) for split in splits]).to(device)
-
-
-def splits_of(spec: str | Path) -> Names:
-    """The names of the splits that `load` can give of `spec`. Raises DataError as it does."""
-    return splits_of_h5(_file_of(spec))
-
-
-def _file_of(spec: str | Path) -> Path:
-    return furniture.path() if str(spec) == furniture.NAME else _existing_h5(Path(spec))
+        dropped = f", {self.num_dropped:,} bad points dropped" if self.num_dropped else ""
+        return f"{self.title} ({self.layout}): {size}, {labelled}{parts}, {len(self.bad_files)} bad files{dropped}"
 
 
 def concat(sets: Sequence[PointClouds], num_points: int | None = None) -> PointClouds:
@@ -143,19 +114,22 @@ def concat(sets: Sequence[PointClouds], num_points: int | None = None) -> PointC
         raise ValueError("concat: wanted at least one set, got none")
     if any(clouds.classes != sets[0].classes for clouds in sets):
         sets = _with_own_classes(sets)
-    return _join([clouds.to(sets[0].device) for clouds in sets], num_points)
+    return join([clouds.to(sets[0].device) for clouds in sets], num_points)
 
 
-def _join(sets: Sequence[PointClouds], num_points: int | None = None) -> PointClouds:
-    """Sets on one device with one list of classes, end to end."""
+def join(sets: Sequence[PointClouds], num_points: int | None = None) -> PointClouds:
+    """Sets on one device with one list of classes, end to end; `num_points` as in `concat`."""
     if num_points is None:
         num_points = max(clouds.points.shape[1] for clouds in sets)
     sets = [_resample(clouds, num_points) for clouds in sets]
     first = sets[0]
+    if len(sets) == 1:  # as it is: a map of a file stays one
+        return first
     parts = [clouds.parts for clouds in sets if clouds.parts is not None and clouds.part_names == first.part_names]
     has_parts = len(parts) == len(sets)
     return PointClouds(
         title="+".join(_unique(clouds.title for clouds in sets)),
+        layout=" + ".join(_unique(clouds.layout for clouds in sets)),
         points=torch.cat([clouds.points for clouds in sets]),  # [S, N, 3]
         labels=torch.cat([clouds.labels for clouds in sets]),  # [S]
         names=tuple(name for clouds in sets for name in clouds.names),
@@ -167,6 +141,7 @@ def _join(sets: Sequence[PointClouds], num_points: int | None = None) -> PointCl
         licence="; ".join(_unique(clouds.licence for clouds in sets)),
         sha256=_joined_sha256([clouds.sha256 for clouds in sets]),
         bad_files=tuple(_unique(file for clouds in sets for file in clouds.bad_files)),
+        num_dropped=sum(clouds.num_dropped for clouds in sets),
     )
 
 
@@ -199,53 +174,6 @@ def _with_own_classes(sets: Sequence[PointClouds]) -> list[PointClouds]:
         renamed.append(replace(clouds, labels=labels, classes=classes))
         offset += len(clouds.classes)
     return renamed
-
-
-def _from_split(contents: FileContents, split: str, title: str, sha256: str) -> PointClouds:
-    """One split as tensors, normalised in place, a block at a time."""
-    data = contents.splits[split]
-    points = torch.from_numpy(data.points)  # [S, N, 3]
-    for block in torch.split(points, 1024):
-        block.copy_(normalize_unit_sphere(block))
-    up = torch.tensor([_up_vector(contents.up_axis)]).expand(len(points), 3)  # [S, 3]
-    return PointClouds(
-        title=title,
-        points=points,
-        labels=torch.from_numpy(data.labels),
-        names=data.names,
-        up=up,
-        classes=contents.classes,
-        parts=None if data.parts is None else torch.from_numpy(data.parts),
-        part_names=contents.part_names,
-        source=contents.source,
-        licence=contents.licence,
-        sha256=sha256,
-    )
-
-
-def _up_vector(up_axis: str) -> list[float]:
-    """The unit vector of "+z", "-y" and the like."""
-    sign = -1.0 if up_axis[0] == "-" else 1.0
-    return [sign if axis == up_axis[1] else 0.0 for axis in "xyz"]
-
-
-def _existing_h5(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(path, "", f'does not exist: give the path of an .h5 file, or "{furniture.NAME}"')
-    if path.suffix.lower() not in (".h5", ".hdf5"):
-        raise DataError(path, "", f"got {path.suffix or 'no suffix'}, wanted an .h5 or .hdf5 file: convert it")
-    return path
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(path, "", f"cannot be read ({error.strerror}): check the file and its permissions") from error
-    return digest.hexdigest()
 
 
 def _joined_sha256(sums: Sequence[str]) -> str:

@@ -67,12 +67,32 @@ class Hdf5:
 
     def read(self, name: str) -> NDArray[Any]:
         """A dataset of numbers, whole, as it is stored. Raises DataError where its bytes are damaged."""
+        dataset = self._numbers(name)
+        with _as_data_error(self.path, name):
+            return np.asarray(dataset[()])
+
+    def blocks(self, name: str, block_bytes: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """The rows of a dataset [S, ...] of numbers in turn, about `block_bytes` at once: the first row's number, rows.
+
+        Raises DataError where its bytes are damaged.
+        """
+        dataset = self._numbers(name)
+        step = max(1, block_bytes // max(1, prod(dataset.shape[1:]) * _item_bytes(dataset)))
+        if dataset.chunks:  # whole chunks: none is inflated twice
+            step = -(-step // dataset.chunks[0]) * dataset.chunks[0]
+        for start in range(0, len(dataset), step):
+            with _as_data_error(self.path, name):
+                rows = np.asarray(dataset[start : start + step])
+            yield start, rows
+
+    def _numbers(self, name: str) -> h5py.Dataset:
+        """A dataset whose type and chunks have been looked at."""
         dataset = self._datasets[name]
         with _as_data_error(self.path, name):
             if dataset.dtype.kind not in "iufb":
                 raise DataError(self.path, name, f"got values of type {_type_name(dataset)}, wanted numbers")
             _check_chunks(self.path, name, dataset)
-            return np.asarray(dataset[()])
+        return dataset
 
     def strings(self, name: str) -> tuple[str, ...]:
         """A dataset [S] of UTF-8 strings. Raises DataError for another type or shape, or damaged bytes."""

@@ -57,6 +57,9 @@ class Layout(ABC):
     tree: ClassVar[str]
     """The folder tree that it expects, as a picture in text."""
 
+    rows_are_random: ClassVar[bool] = True
+    """Whether the first points of a cloud are a fair sample of it, as a reader of the set may expect."""
+
     path: Path
     variant: str  # one of `variants`
     classes: Names
@@ -65,6 +68,9 @@ class Layout(ABC):
     source: str
     licence: str
     splits: Names  # those of SPLITS that are there
+
+    @abstractmethod
+    def __init__(self, path: Path, variant: str) -> None: ...
 
     @classmethod
     @abstractmethod
@@ -99,4 +105,4 @@ def to_float32(points: NDArray[np.floating]) -> NDArray[np.float32]:
     if points.dtype == np.float64:
         points = points - np.nan_to_num(points[..., :1, :])
     with np.errstate(over="ignore"):
-        return points.astype(np.float32)
+        return points.astype(np.float32, copy=False)

@@ -1,0 +1,80 @@
+"""`python -m jointmae.data info PATH`: which layout a set has, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from jointmae import cli
+
+if TYPE_CHECKING:
+    from jointmae.data.layouts.layout import Layout
+
+DESCRIPTION = "Print which layout a data set has, its splits, clouds, points, classes and parts, and its bad files."
+SHOWN_BAD_FILES = 5
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Of which set."""
+
+    path: Positional[str] = "furniture"
+    """The path of a set, followed by ":VARIANT" where it has several; or "furniture"."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    config = cli.parse(InfoConfig(), argv, "jointmae.data info", DESCRIPTION)
+    for line in describe(config.path):
+        print(printable(line), flush=True)
+    return 0
+
+
+def describe(spec: str) -> Iterator[str]:
+    """The lines that `main` prints. Reads all of the set, but keeps none of it; raises DataError as `load` does."""
+    from jointmae.data.loading import layout_of
+
+    layout = layout_of(spec)
+    variant = f" ({layout.variant})" if layout.variant else ""
+    yield f"{spec}: {layout.kind}{variant}, {len(layout.classes)} classes, up {layout.up_axis}"
+    for split in layout.splits:
+        yield from _describe_split(layout, split)
+    if layout.classes:
+        yield f"  classes: {', '.join(layout.classes)}"
+    if layout.source:
+        yield f"  source: {layout.source}"
+    if layout.licence:
+        yield f"  licence: {layout.licence}"
+
+
+def printable(line: str) -> str:
+    """The line without what could steer a terminal: names and texts are a file's own."""
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
+def _describe_split(layout: Layout, split: str) -> Iterator[str]:
+    import numpy as np
+
+    from jointmae.data.layouts.layout import BadFile
+
+    smallest, largest, num_clouds, num_labelled, num_bad_points, has_parts = 2**63 - 1, 0, 0, 0, 0, False
+    bad_files = []
+    for block in layout.blocks(split, skip_bad=True):
+        if isinstance(block, BadFile):
+            bad_files.append(f"    {block.name}: {block.what}")
+            continue
+        smallest, largest = min(smallest, int(block.sizes.min())), max(largest, int(block.sizes.max()))
+        num_clouds += len(block)
+        num_labelled += int((block.labels >= 0).sum())
+        num_bad_points += int((~np.isfinite(block.points).all(axis=1)).sum())
+        has_parts = has_parts or block.parts is not None
+    points = f"{largest:,}" if smallest >= largest else f"{smallest:,} to {largest:,}"
+    parts = f", {len(layout.part_names)} parts" if has_parts else ""
+    bad_points = f", {num_bad_points:,} points that are not finite" if num_bad_points else ""
+    yield f"  {split}: {num_clouds:,} clouds x {points} points, {num_labelled:,} labelled{parts}{bad_points}"
+    if bad_files:
+        yield f"  {split}: {len(bad_files)} bad files"
+        yield from bad_files[:SHOWN_BAD_FILES]

@@ -105,7 +105,9 @@ def _make(plan: Plan, entry: Entry, cloud: Cloud | DataError) -> NDArray[np.floa
         row = int(np.argmin(finite))
         return f"row {row} is {cloud.points[row].tolist()}, wanted finite numbers: repair it"
     options = plan.options
-    points = resample(cloud.points.astype(np.float64), options.num_points, seed_of(options.seed, entry.name))
+    points = cloud.points.astype(np.float64)
+    if not cloud.is_mesh:
+        points = resample(points, options.num_points, seed_of(options.seed, entry.name))
     return to_unit_sphere(points).astype(options.dtype)
 
 

@@ -39,7 +39,7 @@ class ConvertConfig:
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC [SRC ...] OUT.h5")] = ()
     """Folders, .zip or .sh3f archives, and the file to write."""
     num_points: int = 2048
-    """Points of every cloud. Of more a random subset is taken, fewer are repeated cyclically."""
+    """Points of every cloud: of more a random subset, of fewer all, repeated cyclically; in random order."""
     dtype: str = "float32"
     """float32, or float16: half the size, coordinates to 1/2048."""
     up_axis: str = "+y"

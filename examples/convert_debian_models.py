@@ -68,9 +68,7 @@ def furniture(folder: Path, options: Options) -> Plan:
     """The plan of all catalogues in a folder."""
     catalogues = [read_catalogue(path) for path in sorted(folder.glob("*.sh3f"))]
     if not catalogues:
-        raise DataError(
-            folder, "", "got no .sh3f file, wanted those of sweethome3d-furniture: unpack it first"
-        )
+        raise DataError(folder, "", "got no .sh3f file, wanted those of sweethome3d-furniture: unpack it first")
     licence = "\n".join(licence for _, licence in catalogues)
     source = "Debian package sweethome3d-furniture (https://www.sweethome3d.com/importModels.jsp)"
     entries = [entry for found, _ in catalogues for entry in found]

@@ -125,7 +125,7 @@ def _finite(block: Block, bad_points: BadPoints, num_before: int) -> tuple[Block
     if bad_points == "error":
         in_cloud = row - int(ends[cloud] - block.sizes[cloud])
         got = f"row {in_cloud} is {block.points[row].tolist()}, wanted finite float32"
-        raise _error(block, cloud, num_before, f"{got}: repair it, or leave such rows out (bad points: drop)")
+        raise _error(block, cloud, num_before, f"{got}: repair it, or leave such rows out by --bad-points drop")
     kept = np.add.reduceat(finite, ends - block.sizes, dtype=np.int64)  # [b]
     if not kept.all():
         raise _error(block, int(np.argmin(kept)), num_before, "has no finite point: remove the cloud")

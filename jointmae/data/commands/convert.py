@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from jointmae import cli
+from jointmae.data.commands.info import printable
 from jointmae.data.conversion import BadFiles, Converted, convert
 from jointmae.data.convert_work import Options, Plan
 from jointmae.data.layouts.layout import SPLITS, UP_AXES, BadFile
@@ -173,8 +174,3 @@ def describe(out: Path, plan: Plan, converted: Converted, seconds: float) -> Non
     print(f"{out}: {clouds} clouds x {plan.options.num_points:,} points, {len(plan.classes)} classes{bad}; {size}")
     if converted.empty_classes:
         print(printable(f"classes without a cloud, which keep their places: {', '.join(converted.empty_classes)}"))
-
-
-def printable(text: str) -> str:
-    """A file's name must not steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -67,6 +67,8 @@ def _points(name: str, declared: Element, element: Element, tables: memoryview, 
     if any(item.size_dtype for item in element.properties) or not {"x", "y", "z"} <= places.keys():
         got = ", ".join(places)[:200] or "none"
         raise DataError(name, "vertex", f"got properties {got}, wanted numbers, x y z among them: export it again")
+    if element.num_rows == 0:
+        raise DataError(name, "", "holds no points: remove the file")
     xyz = [places[axis] for axis in "xyz"]
     dtype = np.result_type(*(declared.properties[i].dtype for i in xyz))
     points = np.empty((element.num_rows, 3), dtype.newbyteorder("="))

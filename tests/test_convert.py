@@ -327,7 +327,7 @@ def test_two_at_once_are_refused(convert: Convert, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_work_that_goes_on(convert: Convert, tmp_path: Path, number: signal.Signals) -> None:
-    write_shapes(tmp_path / "set", 200)
+    write_shapes(tmp_path / "set", 120)
     code = "import sys; from jointmae import cli; from jointmae.data import convert_work; convert_work.BLOCK = 8\n"
     code += "from jointmae.data.commands.convert import main; cli.run(main)"
     argv = [sys.executable, "-c", code, "set", "set.h5", "--num-points", "64", "--workers", "1"]
@@ -341,7 +341,7 @@ def test_a_signal_leaves_work_that_goes_on(convert: Convert, tmp_path: Path, num
     assert process.returncode == 128 + number and f"stopped by {number.name}; the same command goes on" in said
     assert sorted(os.listdir(tmp_path)) == ["set", "set.h5.partial"]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
-    assert re.search(r"going on: \d+ of 200 files are done", done)
+    assert re.search(r"going on: \d+ of 120 files are done", done)
     assert convert("set", "whole.h5").code == 0
     assert Path("set.h5").read_bytes() == Path("whole.h5").read_bytes()
 

@@ -116,6 +116,29 @@ def las(num_points: int = 5, point_format: int = 0, **fields: Any) -> bytes:
     return bytes(header) + points
 
 
+def wrl_face_set() -> str:
+    points = ", ".join(f"{x:g} {y:g} {z:g}" for x, y, z in POINTS)
+    corners = ", ".join(f"{', '.join(map(str, polygon))}, -1" for polygon in POLYGONS)
+    return f"IndexedFaceSet {{ coord Coordinate {{ point [ {points} ] }} coordIndex [ {corners} ] solid FALSE }}"
+
+
+def wrl(body: str = "") -> bytes:
+    return f"#VRML V2.0 utf8\n{body or f'Shape {{ geometry {wrl_face_set()} }}'}\n".encode()
+
+
+WRL_NESTED = f"""\
+WorldInfo {{ info [ "a }} in \\" a # string" ] }} # and a }} in a comment
+PROTO Dot [ field SFColor c 1 0 0 ] {{ Shape {{ geometry Sphere {{ }} }} }}
+Transform {{
+  translation 0 0 0 rotation 0 0 1, 0 scale 1 1 1 center 5 5 5
+  children [ DEF A Group {{ children Shape {{
+      appearance Appearance {{ material DEF M Material {{ diffuseColor 1 0 0 }} }} geometry {wrl_face_set()}
+  }} }} ]
+}}
+Switch {{ whichChoice -1 choice [ USE A USE A ] }}
+ROUTE A.x TO B.y"""
+
+
 def archive(**members: bytes) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
@@ -146,4 +169,6 @@ EXAMPLES: dict[str, bytes] = {
     "cloud.ply": ply_header("binary_little_endian", faces=0) + POINTS.astype("<f4").tobytes(),
     "pyramid.glb": glb(*glb_scene()),
     "pyramid.las": las(),
+    "pyramid.wrl": wrl(),
+    "nested.wrl": wrl(WRL_NESTED),
 }

@@ -18,7 +18,7 @@ from jointmae.data.resample import resample, seed_of, to_unit_sphere
 from jointmae.data.tree import Entry
 from jointmae.errors import DataError
 from jointmae.progress import FileProgress
-from jointmae.signals import StopSignals
+from jointmae.signals import Stopped, StopSignals
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ def convert(out: Path, plan: Plan, num_workers: int = 0, skip_bad: bool = False,
         converted = _describe(work, plan, bad)
         if not converted.num_clouds:
             raise DataError(out, "", f"not written: none of the {len(plan.entries):,} files can be read")
-        write_h5(out, {split: _split(work, plan, split) for split in converted.num_clouds}, _texts(plan, bad))
-        with signals.deferred():
+        with signals.deferred():  # no handler must raise inside of HDF5
+            splits = {split: _split(work, plan, split, signals) for split in converted.num_clouds}
+            write_h5(out, splits, _texts(plan, bad))
             work.remove()
     return converted
 
@@ -105,7 +106,9 @@ def _make(plan: Plan, entry: Entry, cloud: Cloud | DataError) -> NDArray[np.floa
         row = int(np.argmin(finite))
         return f"row {row} is {cloud.points[row].tolist()}, wanted finite numbers: repair it"
     options = plan.options
-    points = resample(cloud.points.astype(np.float64), options.num_points, seed_of(options.seed, entry.name))
+    points = cloud.points.astype(np.float64)
+    if not cloud.is_mesh:
+        points = resample(points, options.num_points, seed_of(options.seed, entry.name))
     return to_unit_sphere(points).astype(options.dtype)
 
 
@@ -124,19 +127,21 @@ def _describe(work: WorkFolder, plan: Plan, bad: tuple[BadFile, ...]) -> Convert
     return Converted({split: count for split, count in counts.items() if count}, bad, empty)
 
 
-def _split(work: WorkFolder, plan: Plan, split: str) -> SplitToWrite:
+def _split(work: WorkFolder, plan: Plan, split: str, signals: StopSignals) -> SplitToWrite:
     good = [entry for entry, what in _outcomes(work, plan) if not what and (entry.split or "train") == split]
     columns: dict[str, Column] = {"name": tuple(entry.name for entry in good)}
     if plan.classes:
         places = {name: i for i, name in enumerate(plan.classes)}
         columns["label"] = np.array([places.get(entry.label, -1) for entry in good], np.int32)
     shape = (len(good), plan.options.num_points, 3)
-    return SplitToWrite(shape, np.dtype(plan.options.dtype), _points_of(work, plan, split), columns)
+    return SplitToWrite(shape, np.dtype(plan.options.dtype), _points_of(work, plan, split, signals), columns)
 
 
-def _points_of(work: WorkFolder, plan: Plan, split: str) -> Iterator[NDArray[np.floating]]:
-    """The clouds of a split, those of one block at a time."""
+def _points_of(work: WorkFolder, plan: Plan, split: str, signals: StopSignals) -> Iterator[NDArray[np.floating]]:
+    """The clouds of a split, those of one block at a time. Raises Stopped between two of them."""
     for number in range(plan.num_blocks):
+        if signals.wanted:
+            raise Stopped(signals.wanted)
         bad = work.finished[number].bad
         entries = [entry for place, entry in enumerate(plan.block(number)) if place not in bad]
         chosen = np.array([(entry.split or "train") == split for entry in entries], bool)

@@ -1,7 +1,7 @@
 """OUT.h5.partial: what a conversion has done, so that one that was ended goes on where it was.
 
 plan.json        what is converted, and how: the same plan ends in the same bytes
-journal.jsonl    a line for each finished block: its number, the SHA-256 of its file, its bad files
+journal.jsonl    a line for each finished block: its number, its bad files, the SHA-256 of those and of its points
 000012.points    the clouds of a block [b, N, 3], bad ones left out
 """
 
@@ -116,8 +116,8 @@ class WorkFolder:
         """Keeps a block: first its points, then the line that says so. Raises DiskError."""
         data = np.ascontiguousarray(points).tobytes()
         write_atomically(self._file(number), data)
-        block = FinishedBlock(hashlib.sha256(data).hexdigest(), bad)
-        line = json.dumps({"block": number, "sha256": block.sha256, "bad": list(bad.items())})
+        block = FinishedBlock(_sum(data, bad), bad)
+        line = json.dumps({"block": number, "bad": list(bad.items()), "sha256": block.sha256})
         journal = self.path / "journal.jsonl"
         with disk_errors(journal, len(line)), journal.open("ab") as file:
             file.write(f"{line}\n".encode())
@@ -128,7 +128,7 @@ class WorkFolder:
     def points(self, number: int) -> NDArray[np.floating]:
         """The clouds of a finished block [b, N, 3]. Raises DataError if they are not what was written."""
         data = self._read(number)
-        if hashlib.sha256(data).hexdigest() != self.finished[number].sha256:
+        if _sum(data, self.finished[number].bad) != self.finished[number].sha256:
             raise DataError(self._file(number), "", "has changed since it was written: give --restart")
         return np.frombuffer(data, self._plan.options.dtype).reshape(-1, self._plan.options.num_points, 3)
 
@@ -203,7 +203,11 @@ class WorkFolder:
         files, options = len(self._plan.block(number)), self._plan.options
         size = (files - len(block.bad)) * options.num_points * 3 * np.dtype(options.dtype).itemsize
         places = all(isinstance(place, int) and 0 <= place < files for place in block.bad)
-        return places and len(data) == size and hashlib.sha256(data).hexdigest() == block.sha256
+        return places and len(data) == size and _sum(data, block.bad) == block.sha256
+
+
+def _sum(points: bytes, bad: dict[int, str]) -> str:
+    return hashlib.sha256(json.dumps(list(bad.items())).encode() + points).hexdigest()
 
 
 def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:

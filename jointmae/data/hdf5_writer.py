@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jointmae.data import contents_sum
 from jointmae.data.contents_sum import ContentsSum
-from jointmae.errors import DiskError
+from jointmae.data.hdf5_sink import Sink
 from jointmae.files import disk_errors, sync_folder
 
 _CHUNK_BYTES = 2**20
@@ -44,32 +44,32 @@ def write_h5(path: Path, splits: Mapping[str, SplitToWrite], texts: Mapping[str,
     temporary = path.with_name(path.name + ".tmp")
     try:
         with disk_errors(path):
-            _write(temporary, splits, {name: values for name, values in texts.items() if values})
-            with temporary.open("rb+") as file:
+            with temporary.open("wb+", buffering=0) as file:
+                sink = Sink(file)
+                _write(sink, splits, {name: values for name, values in texts.items() if values})
+                sink.check()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_folder(path.parent)
-    except RuntimeError as error:  # HDF5's word for what did not reach the disk when a file is closed
-        reason = (str(error).splitlines() or ["HDF5 gives no reason"])[0]
-        raise DiskError(f"cannot write {path}: {reason}. Make room, or choose another place to write to.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, splits: Mapping[str, SplitToWrite], texts: Mapping[str, tuple[str, ...]]) -> None:
-    with _create(path) as file:
+def _write(sink: Sink, splits: Mapping[str, SplitToWrite], texts: Mapping[str, tuple[str, ...]]) -> None:
+    with _create(sink) as file:
         _write_columns(file, dict(texts))
         for name, split in splits.items():
-            _write_split(_create_group(file, name), split)
+            _write_split(_create_group(file, name), split, sink)
 
 
-def _create(path: Path) -> h5py.File:
+def _create(sink: Sink) -> h5py.File:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, sink)
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)
-    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access))
+    return h5py.File(h5py.h5f.create(b"sink", h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access))
 
 
 def _create_group(file: h5py.File, name: str) -> h5py.Group:
@@ -78,12 +78,12 @@ def _create_group(file: h5py.File, name: str) -> h5py.Group:
     return h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=creation))
 
 
-def _write_split(group: h5py.Group, split: SplitToWrite) -> None:
+def _write_split(group: h5py.Group, split: SplitToWrite, sink: Sink) -> None:
     """All datasets in the order of their names, and the sum of them."""
     total = ContentsSum()
     for name in sorted([*split.columns, "points"]):
         if name == "points":
-            _write_points(group, split, total)
+            _write_points(group, split, total, sink)
         else:
             _write_column(group, name, split.columns[name], total)
     _write_column(group, contents_sum.NAME, (total.hexdigest(),), ContentsSum())
@@ -96,7 +96,7 @@ def _write_columns(group: h5py.Group, columns: Mapping[str, Column]) -> None:
     _write_column(group, contents_sum.NAME, (total.hexdigest(),), ContentsSum())
 
 
-def _write_points(group: h5py.Group, split: SplitToWrite, total: ContentsSum) -> None:
+def _write_points(group: h5py.Group, split: SplitToWrite, total: ContentsSum, sink: Sink) -> None:
     dataset = _create_dataset(group, "points", split.shape, split.dtype)
     total.begin("points", split.shape, split.dtype)
     start = 0
@@ -104,6 +104,7 @@ def _write_points(group: h5py.Group, split: SplitToWrite, total: ContentsSum) ->
         dataset[start : start + len(block)] = block
         total.numbers(block)
         start += len(block)
+        sink.check()
     assert start == split.shape[0]
 
 

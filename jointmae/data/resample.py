@@ -23,14 +23,14 @@ def is_test(name: str, fraction: float) -> bool:
 
 
 def resample(points: Points, num_points: int, seed: int) -> Points:
-    """Exactly `num_points` rows: of more a random subset in random order, of fewer all, over and over in their order.
+    """Exactly `num_points` rows: of more a random subset, of fewer all, over and over; in random order.
 
-    So the first rows are no corner of a scan. Equal `seed`s give equal rows on every machine.
+    So the first rows of a cloud, which is what commands take of a large one, are no corner of a scan. Equal seeds give
+    equal rows on every machine.
     """
-    if len(points) <= num_points:
-        return points[np.arange(num_points) % len(points)]
     keys = np.random.PCG64(seed).random_raw(len(points))  # the raw stream, as NumPy keeps no other one between versions
-    return points[np.argsort(keys, kind="stable")[:num_points]]
+    order = np.argsort(keys, kind="stable")
+    return points[order[np.arange(num_points) % len(points)]]
 
 
 def to_unit_sphere(points: Points) -> Points:

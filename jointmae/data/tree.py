@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jointmae.data import archive
-from jointmae.data.layouts.layout import SPLITS, Names
 from jointmae.data.shapes.read import SUFFIXES
+from jointmae.data.splits import SPLITS, Names
 from jointmae.errors import DataError
 
 MAX_FILES = 1_000_000
@@ -148,7 +148,8 @@ def _check_name(path: Path, name: str) -> None:
         shown = name.encode(errors="replace").decode()
         raise DataError(path, shown, "its name is not UTF-8: rename it") from None
     if size > MAX_NAME_BYTES:
-        raise DataError(path, name[:60] + "...", f"a name of {size:,} bytes, wanted {MAX_NAME_BYTES:,}: rename it")
+        got = f"has a name of {size:,} bytes, wanted at most {MAX_NAME_BYTES:,}"
+        raise DataError(path, f"{name[:60]}...", f"{got}: rename it")
 
 
 def _shapes_among(files: Iterator[_Found]) -> tuple[list[_Found], Counter[str]]:

@@ -37,14 +37,14 @@ _SHOWN = 100
 class ConvertConfig:
     """What is converted, and how."""
 
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """SRC [SRC ...] OUT.h5: folders, .zip or .sh3f archives, and the file to write."""
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC [SRC ...] OUT.h5")] = ()
+    """Folders, .zip or .sh3f archives, and the file to write."""
     num_points: int = 2048
-    """Points of every cloud. Of more a random subset is taken, fewer are repeated cyclically."""
+    """Points of every cloud: of more a random subset, of fewer all, repeated cyclically; in random order."""
     dtype: str = "float32"
     """float32, or float16: half the size, coordinates to 1/2048."""
     up_axis: str = "+y"
-    """What points up: +x, -x, +y, -y, +z or -z, as in --up-axis=-z. Nothing is turned."""
+    """What points up: +x, -x, +y, -y, +z or -z. Nothing is turned."""
     source: str = ""
     """Where the shapes come from; kept in the file."""
     licence: str = ""
@@ -65,7 +65,7 @@ class ConvertConfig:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0, or 128 and the number of the signal that ended it."""
-    config = cli.parse(ConvertConfig(), argv, "jointmae.data convert", DESCRIPTION)
+    config = cli.parse(ConvertConfig(), _joined_axis(argv), "jointmae.data convert", DESCRIPTION)
     require_valid(config)
     *sources, out = map(Path, config.paths)
     plan = make_plan([find_shapes(path) for path in sources], config)
@@ -80,6 +80,15 @@ def main(argv: Sequence[str]) -> int:
         return stop.exit_code
     describe(out, plan, converted, time.monotonic() - begin)
     return 0
+
+
+def _joined_axis(argv: Sequence[str]) -> list[str]:
+    """`--up-axis -z` as `--up-axis=-z`: for a parser of options -z is another option."""
+    words = list(argv)
+    for i in range(len(words) - 1, 0, -1):
+        if words[i] in UP_AXES and words[i - 1] in ("--up-axis", "--up_axis"):
+            words[i - 1 : i + 1] = [f"--up-axis={words[i]}"]
+    return words
 
 
 def require_valid(config: ConvertConfig) -> None:

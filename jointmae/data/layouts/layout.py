@@ -11,9 +11,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-SPLITS = ("train", "val", "test", "extra")
-UP_AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
-Names = tuple[str, ...]
+from jointmae.data.splits import SPLITS as SPLITS
+from jointmae.data.splits import UP_AXES as UP_AXES
+from jointmae.data.splits import Names as Names
 
 
 @dataclass(frozen=True, eq=False)

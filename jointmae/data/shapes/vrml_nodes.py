@@ -23,6 +23,7 @@ CHILDREN = {  # what may lead from the root to a surface, and by which fields
 }
 _NUMBERS = {"translation": 3, "rotation": 4, "scale": 3, "scaleOrientation": 4, "center": 3, "whichChoice": 1}
 _ARRAYS = {"point": 3, "coordIndex": 1}
+_VALUES = frozenset('[]"+-.0123456789')  # what a value or a bracket begins with
 _HEADER = "#VRML V2.0 utf8"
 
 # Comma is white space. A bracket of nothing but numbers is one token, whatever its length.
@@ -61,69 +62,74 @@ def parse(name: str, data: bytes) -> Node:
     return _Parser(name, text).root()
 
 
+@dataclass(eq=False)
+class _Open:
+    """A node whose } has not come yet."""
+
+    node: Node
+    label: str  # what DEF called it
+    field: str = ""  # the last one named in it
+
+
 class _Parser:
     """One pass over the tokens; the nodes that are open are on a list, not on Python's stack."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name = name
         self._tokens = _Tokens(name, text)
+        self._open = [_Open(Node("root"), "", "children")]
+        self._label = ""  # of a DEF whose node comes next
         self._defined: dict[str, Node] = {}
         self._protos: set[str] = set()
         self._num_nodes = 0
 
     def root(self) -> Node:
-        root = Node("root")
-        open_nodes: list[tuple[Node, str]] = [(root, "")]  # with the name that DEF gave them
-        fields, label = ["children"], ""
         for token in self._tokens:
             if token == "DEF":
-                label = self._tokens.word("a name behind DEF")
+                self._label = self._tokens.word("a name behind DEF")
             elif token == "USE":
-                self._count(len(open_nodes))
-                self._add(open_nodes[-1][0], fields[-1], self._used())
+                label = self._tokens.word("a name behind USE")
+                self._add(self._defined.get(label) or Node("USE", label))
             elif token in ("PROTO", "EXTERNPROTO"):
                 self._pass_over_proto(token)
             elif token == "}":
-                node, known_as = open_nodes.pop()
-                fields.pop()
-                if not open_nodes:
-                    raise self._tokens.error("got }, wanted the end of the file")
-                if known_as:  # only now: a node cannot be its own child
-                    self._defined[known_as] = node
-            elif token[0] in '[]"' or token[0] in "+-.0123456789":
-                continue  # values of fields that do not matter, and brackets round nodes
+                self._close_node()
+            elif token[0] in _VALUES:
+                continue  # of a field that does not matter; or brackets round nodes
             elif self._tokens.takes("{"):
-                self._count(len(open_nodes))
-                node = Node(token, is_instance=token in self._protos)
-                self._add(open_nodes[-1][0], fields[-1], node)
-                if token == "Script":
-                    self._tokens.pass_over("}")
-                else:
-                    open_nodes.append((node, label))
-                    fields.append("")
-                label = ""
-            elif len(open_nodes) > 1:
-                fields[-1] = token
-                self._read_field(open_nodes[-1][0], token)
-        if len(open_nodes) > 1:
-            raise self._tokens.error(f"the file ends inside of {open_nodes[-1][0].kind}")
-        return root
+                self._open_node(token)
+            elif len(self._open) > 1:
+                self._read_field(token)
+        if len(self._open) > 1:
+            raise self._tokens.error(f"the file ends inside of {self._open[-1].node.kind}")
+        return self._open[0].node
 
-    def _count(self, depth: int) -> None:
+    def _open_node(self, kind: str) -> None:
+        node, label, self._label = Node(kind, is_instance=kind in self._protos), self._label, ""
+        self._add(node)
+        if kind == "Script":  # its fields are declarations, and may have USE in them
+            self._tokens.pass_over("}")
+        else:
+            self._open.append(_Open(node, label))
+
+    def _close_node(self) -> None:
+        closed = self._open.pop()
+        if not self._open:
+            raise self._tokens.error("got }, wanted the end of the file")
+        if closed.label:  # only now: a node cannot be its own child
+            self._defined[closed.label] = closed.node
+
+    def _add(self, child: Node) -> None:
         self._num_nodes += 1
-        if self._num_nodes > MAX_NODES or depth > MAX_NESTING:
+        if self._num_nodes > MAX_NODES or len(self._open) > MAX_NESTING:
             limits = f"{MAX_NODES:,} nodes, {MAX_NESTING} levels"
             raise DataError(self._name, "", f"got more than {limits}: is it a single shape?")
+        parent = self._open[-1]
+        if parent.field in CHILDREN.get(parent.node.kind, ()) or parent.field == "coord":
+            parent.node.children.setdefault(parent.field, []).append(child)
 
-    def _used(self) -> Node:
-        label = self._tokens.word("a name behind USE")
-        return self._defined.get(label) or Node("USE", label)
-
-    def _add(self, parent: Node, name: str, child: Node) -> None:
-        if name in CHILDREN.get(parent.kind, ()) or name == "coord":
-            parent.children.setdefault(name, []).append(child)
-
-    def _read_field(self, node: Node, name: str) -> None:
+    def _read_field(self, name: str) -> None:
+        self._open[-1].field, node = name, self._open[-1].node
         if name in _NUMBERS and node.kind in ("Transform", "Switch"):
             node.numbers[name] = self._tokens.numbers(name, _NUMBERS[name])
         elif name in _ARRAYS and node.kind in ("Coordinate", "IndexedFaceSet"):

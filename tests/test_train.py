@@ -498,8 +498,8 @@ def test_no_such_data(tmp_path, command):
 
 
 def test_data_of_another_format(tmp_path, command):
-    (tmp_path / "clouds.csv").write_text("1,2,3")
-    assert fails(command([*small_argv(tmp_path), "--data", str(tmp_path / "clouds.csv")]), 3, "clouds.csv", ".h5")
+    (tmp_path / "clouds.docx").write_text("1,2,3")
+    assert fails(command([*small_argv(tmp_path), "--data", str(tmp_path / "clouds.docx")]), 3, "clouds.docx", "h5")
 
 
 def test_a_cloud_with_nan(tmp_path, command):

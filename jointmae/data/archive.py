@@ -68,6 +68,8 @@ class Archive:
             if len(data) != info.file_size:
                 what = f"got {len(data):,} bytes, wanted {info.file_size:,} as its list says"
                 raise DataError(self.path, member, f"{what}: {_DAMAGED}")
+            if zlib.crc32(data) != info.CRC:  # zipfile sums no member that claims to be empty
+                raise DataError(self.path, member, f"does not have the checksum of its list: {_DAMAGED}")
             return data
 
     def _check(self) -> None:

@@ -17,7 +17,9 @@ import math
 from enum import IntEnum
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _LOW_32 = 0xFFFFFFFF
@@ -83,6 +85,24 @@ def permutation(keys: Tensor, n: int) -> Tensor:
     return torch.argsort(hashes(keys, n), dim=-1, stable=True)  # [B, n]
 
 
+def subset(keys: Tensor, n: int, m: int) -> Tensor:
+    """Random m of 0..n-1 in random order: int64 [B] -> int64 [B, m], the first m entries of `permutation`.
+
+    On a CPU in NumPy, which hashes in 32 bits, sorts with the vector units, and only what is asked for.
+    """
+    if keys.device.type != "cpu" or torch.compiler.is_compiling():
+        return permutation(keys, n)[:, :m]  # [B, m]
+    ranks = _numpy_hashes(keys, n).astype(np.uint64)  # [B, n]
+    ranks <<= np.uint64(32)
+    ranks |= np.arange(n, dtype=np.uint64)  # what is sorted carries its place
+    if 0 < m < n:
+        ranks.partition(m - 1, axis=-1)
+    chosen = ranks[:, :m].copy()  # [B, m]
+    chosen.sort(axis=-1)
+    chosen &= np.uint64(_LOW_32)
+    return torch.from_numpy(chosen.view(np.int64))  # [B, m]
+
+
 def epoch_order(seed: int, epoch: int | Tensor, n: int, device: torch.device | str = "cpu") -> Tensor:
     """The order in which an epoch visits a data set of `n` samples: int64 [n]."""
     key = keys(seed, epoch, torch.zeros(1, dtype=torch.int64, device=device), Purpose.SHUFFLE)  # [1]
@@ -94,3 +114,21 @@ def _mix(x: Word) -> Word:
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _LOW_32
     x = ((x ^ (x >> 15)) * 0x735A2D97) & _LOW_32
     return x ^ (x >> 15)
+
+
+def _numpy_hashes(keys: Tensor, n: int) -> NDArray[np.uint32]:
+    """`hashes` on a CPU: int64 [B] -> uint32 [B, n]; arithmetic of 32 bits wraps by itself."""
+    key = keys.numpy().astype(np.uint32)[:, None]  # [B, 1]
+    x = _numpy_mix(np.arange(n, dtype=np.uint32) ^ key)  # [B, n]
+    x += key + np.uint32(_GOLDEN)
+    return _numpy_mix(x)  # [B, n]
+
+
+def _numpy_mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """`_mix`, in place."""
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x21F0AAAD)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x735A2D97)
+    x ^= x >> np.uint32(15)
+    return x

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointmae.random import Purpose, epoch_order, fold, hashes, keys, permutation, uniform
+from jointmae.random import Purpose, epoch_order, fold, hashes, keys, permutation, subset, uniform
 
 BIG = 2**32 + 7
 GOLDEN_KEYS = [1080821490, 643842377, 444015058]
@@ -123,6 +123,13 @@ def test_permutations_are_permutations_and_every_place_is_equally_likely() -> No
     assert chi_square(counts) < 310  # 225 degrees of freedom (rows and columns have fixed sums): p = 0.0002
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (2048, 1024), (2048, 2048), (2048, 1), (10_000, 17), (5, 0)])
+def test_a_subset_begins_the_permutation(n: int, m: int) -> None:
+    key = torch.cat([keys(3, 1, ids(50), Purpose.SUBSET), torch.tensor([0, 2**31, 2**32 - 1])])
+    assert torch.equal(subset(key, n, m), permutation(key, n)[:, :m])
+    assert subset(key[:0], n, m).shape == (0, m)
+
+
 def test_epochs_visit_every_sample_in_another_order() -> None:
     first, second = epoch_order(0, 0, 1000), epoch_order(0, 1, 1000)
     assert torch.equal(first.sort().values, torch.arange(1000))
@@ -146,7 +153,7 @@ def test_a_sample_draws_the_same_alone_and_in_a_batch() -> None:
 def test_compiled_graph_gives_the_same_bits() -> None:
     def draw(epoch: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
         key = keys(2**40 + 3, epoch, sample_ids, Purpose.SUBSET)
-        return uniform(key, 5), permutation(key, 32)
+        return uniform(key, 5), subset(key, 32, 32)
 
     compiled = torch.compile(draw, fullgraph=True)
     for epoch in (torch.tensor(0), torch.tensor(2**33)):

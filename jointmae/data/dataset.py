@@ -90,7 +90,7 @@ class PointClouds:
         rows = _cyclic_rows(N, num_points, self.device)  # [num_points]
         if N > num_points:
             subset_keys = random.keys(seed, epoch, ids, random.Purpose.SUBSET)  # [B]
-            rows = random.permutation(subset_keys, N)[:, :num_points]  # [B, num_points]
+            rows = random.subset(subset_keys, N, num_points)  # [B, num_points]
         return self.points[ids.unsqueeze(1), rows]  # [B, num_points, 3]
 
     def describe(self) -> str:
@@ -151,7 +151,7 @@ def _resample(clouds: PointClouds, num_points: int) -> PointClouds:
     if N <= num_points:
         return clouds if N == num_points else clouds.first(num_points)
     ids = torch.arange(S, device=clouds.device)
-    rows = random.permutation(random.keys(0, 0, ids, random.Purpose.SUBSET), N)[:, :num_points]  # [S, num_points]
+    rows = random.subset(random.keys(0, 0, ids, random.Purpose.SUBSET), N, num_points)  # [S, num_points]
     points = clouds.points[ids.unsqueeze(1), rows]  # [S, num_points, 3]
     return replace(clouds, points=points, parts=None if clouds.parts is None else clouds.parts.gather(1, rows))
 

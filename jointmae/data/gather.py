@@ -186,6 +186,6 @@ def _rows(sizes: NDArray[np.int64], N: int) -> Iterator[NDArray[np.int64]]:
     cloud_keys = random.keys(0, 0, torch.arange(len(sizes)), random.Purpose.SUBSET)  # [S]
     start = 0
     for key, size in zip(cloud_keys, sizes.tolist(), strict=True):
-        order = random.permutation(key[None], size)[0].numpy()  # [size]
-        yield start + order[np.arange(N) % size]
+        order = random.subset(key[None], size, min(N, size))[0].numpy()  # [min(N, size)]
+        yield start + order[np.arange(N) % len(order)]
         start += size

@@ -133,6 +133,7 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
     "las start": ("a.las", las(start=2**31)),
     "las vlrs": ("a.las", las(vlrs=2**31)),
     "text of words": ("a.xyz", b"a b c\nd e f\n"),
+    "text of spaces that Latin-1 has": ("a.xyz", b"a b c\n\xa0\n"),
     "text of two": ("a.xyz", b"1 2\n3 4\n"),
     "text ragged": ("a.xyz", b"1 2 3\n4 5\n"),
     "glb empty accessor": (

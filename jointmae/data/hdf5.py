@@ -4,12 +4,12 @@ HDF5 is a file system with links, foreign storage and a plug-in loader, and its 
 read the gate walks the file by hard links only and refuses whatever our formats do not need; each dataset's declared
 size is held against the bytes stored for it, and all stored bytes against the file. HDF5 inflates a chunk to whatever
 its zlib stream holds (1 MB stored gave 1 GB in a chunk declared as 1 kB): chunks are inflated here first, with a bound.
-
-What remains: one string whose length is damaged makes HDF5 take up to 4 GiB for a moment, before it refuses the file.
+Strings of variable length are looked up in their heaps before HDF5 follows them (`hdf5_heap`).
 """
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,17 +22,18 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from jointmae.data.hdf5_heap import longest_string
+from jointmae.data.hdf5_heap import REFERENCE, Heaps
 from jointmae.errors import DataError
 
 MAX_BYTES = 16 * 2**30  # all datasets of a file together, as declared
 MAX_CHUNK_BYTES = 256 * 2**20  # HDF5 holds whole chunks in memory
 MAX_RATIO = 1100  # deflate reaches 1032
-MAX_STRING_BYTES = 256 * 2**20  # strings read at once, the strings of one dataset, one attribute
+MAX_STRING_BYTES = 256 * 2**20  # the strings of one dataset, one attribute
 MAX_OBJECTS, MAX_NESTING = 10_000, 16
 
 _COMPRESSORS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_LZF: "lzf"}
 _FILTERS = {h5py.h5z.FILTER_SHUFFLE: "shuffle", h5py.h5z.FILTER_FLETCHER32: "fletcher32", **_COMPRESSORS}
+_MANY_BYTES = 2**20  # of a dataset in which no heap is looked for
 _CHUNK_SLACK = 64  # bytes a compressor may add to a chunk that does not compress: headers and a checksum
 _DAMAGED = "cannot be read: the file is damaged, copy it again"
 _REWRITE = "write the data into a new file with plain datasets"
@@ -45,7 +46,7 @@ class Hdf5:
     path: Path
     attributes: dict[str, Any]
     _datasets: dict[str, h5py.Dataset] = field(repr=False)
-    _longest: int  # bytes of the longest string of variable length, anywhere in the file
+    _heaps: Heaps = field(repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,7 +103,14 @@ class Hdf5:
                 got = f"{_type_name(dataset)} {tuple(dataset.shape)}"
                 raise DataError(self.path, name, f"got {got}, wanted strings in one dimension")
             _check_chunks(self.path, name, dataset)
-            return tuple(_decode_blocks(self.path, name, dataset, self._longest))
+            if dataset.dtype.kind == "O":
+                size = sum(self._heaps.check(name, part) for part in _references(self.path, name, dataset))
+            else:
+                size = prod(dataset.shape) * dataset.dtype.itemsize
+            if size > MAX_STRING_BYTES:
+                what = f"its strings take {size:,} bytes, wanted at most {MAX_STRING_BYTES:,}"
+                raise DataError(self.path, name, f"{what}: is it a list of names?")
+            return tuple(value.decode() for value in dataset[()])
 
 
 @contextmanager
@@ -121,13 +129,15 @@ def open_hdf5(path: str | Path, max_bytes: int = MAX_BYTES) -> Iterator[Hdf5]:
         file = h5py.File(path, "r")
     with file:
         with _as_data_error(path, ""):
-            if file.id.get_create_plist().get_sizes() != (8, 8):
+            creation = file.id.get_create_plist()
+            if creation.get_sizes() != (8, 8):
                 raise DataError(path, "", f"got addresses or lengths that are not 8 bytes wide: {_REWRITE}")
             datasets = dict(_walk(path, file))
             _check_totals(path, datasets, max_bytes)
-            longest = longest_string(path)
-            attributes = dict(_root_attributes(path, file, longest))
-        yield Hdf5(path, attributes, datasets, longest)
+            ranges = [place for dataset in datasets.values() for place in _large_ranges(dataset)]
+            heaps = Heaps(path, creation.get_userblock(), ranges)
+            attributes = dict(_root_attributes(path, file, heaps))
+        yield Hdf5(path, attributes, datasets, heaps)
 
 
 def _walk(path: Path, root: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -220,41 +230,68 @@ def _check_chunks(path: Path, name: str, dataset: h5py.Dataset) -> None:
     if not any(code in _COMPRESSORS for code in filters):
         return
     chunk_bytes = prod(dataset.chunks) * _item_bytes(dataset)
-    for i in range(dataset.id.get_num_chunks()):
-        info = dataset.id.get_chunk_info(i)
+    for i, info in enumerate(_chunks(dataset)):
         if info.size > chunk_bytes + chunk_bytes // 8 + _CHUNK_SLACK:
             what = f"chunk {i} stores {info.size:,} bytes for {chunk_bytes:,}"
             raise DataError(path, name, f"{what}: the file is damaged")
-        applied = [code for place, code in enumerate(filters) if not info.filter_mask >> place & 1]
-        if h5py.h5z.FILTER_DEFLATE in applied:
+        if h5py.h5z.FILTER_DEFLATE in _applied(filters, info):
             _, stored = dataset.id.read_direct_chunk(info.chunk_offset)
             if len(zlib.decompressobj().decompress(stored, chunk_bytes + 1)) != chunk_bytes:
                 raise DataError(path, name, f"chunk {i} does not inflate to {chunk_bytes:,} bytes: the file is damaged")
 
 
-def _decode_blocks(path: Path, name: str, dataset: h5py.Dataset, longest: int) -> Iterator[str]:
-    """Strings in blocks so short that MAX_STRING_BYTES hold them even if all are as long as the longest."""
-    block = max(1, MAX_STRING_BYTES // max(longest, dataset.dtype.itemsize))
-    total = 0
-    for start in range(0, len(dataset), block):
-        for value in dataset[start : start + block]:
-            total += len(value)
-            if total > MAX_STRING_BYTES:
-                raise DataError(path, name, f"its strings exceed {MAX_STRING_BYTES:,} bytes: is it a list of names?")
-            yield value.decode()
+def _references(path: Path, name: str, dataset: h5py.Dataset) -> Iterator[bytes]:
+    """What a dataset [S] of strings of variable length stores for them, in pieces, after `_check_chunks`.
+
+    Raises DataError for forms in which only a file that was made by hand has them.
+    """
+    plist, filters = dataset.id.get_create_plist(), _filters(dataset)
+    with path.open("rb") as file:
+        if dataset.chunks:
+            for info in _chunks(dataset):
+                content = os.pread(file.fileno(), info.size, info.byte_offset)
+                applied = _applied(filters, info)
+                if applied == [h5py.h5z.FILTER_DEFLATE]:
+                    content = zlib.decompress(content)
+                elif applied:
+                    raise DataError(path, name, f"its strings are stored in an unusual way: {_REWRITE}")
+                yield content[: (len(dataset) - info.chunk_offset[0]) * REFERENCE.size]
+        elif plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.fill_value_defined() != h5py.h5d.FILL_VALUE_DEFAULT:
+            raise DataError(path, name, f"its strings are stored in an unusual way: {_REWRITE}")
+        elif dataset.id.get_offset() is not None:
+            yield os.pread(file.fileno(), dataset.id.get_storage_size(), dataset.id.get_offset())
 
 
-def _root_attributes(path: Path, file: h5py.File, longest: int) -> Iterator[tuple[str, Any]]:
+def _chunks(dataset: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
+    """All chunks that are stored, in one walk: asked for one by one, HDF5 begins each time at the first."""
+    chunks: list[h5py.h5d.StoreInfo] = []
+    dataset.id.chunk_iter(chunks.append)
+    return chunks
+
+
+def _large_ranges(dataset: h5py.Dataset) -> Iterator[tuple[int, int]]:
+    """Where the bytes of a large dataset lie in the file, [start, end)."""
+    size = dataset.id.get_storage_size()
+    if size < _MANY_BYTES:
+        return
+    if dataset.chunks:
+        yield from ((info.byte_offset, info.byte_offset + info.size) for info in _chunks(dataset))
+    elif dataset.id.get_offset() is not None:
+        yield dataset.id.get_offset(), dataset.id.get_offset() + size
+
+
+def _root_attributes(path: Path, file: h5py.File, heaps: Heaps) -> Iterator[tuple[str, Any]]:
     """Attributes that are strings, lists of strings, or numbers; those of other types are refused."""
     for key in file.attrs:
         name = f"attribute {key}"
         attribute = h5py.h5a.open(file.id, key.encode())
         dtype = attribute.dtype
-        size = prod(attribute.shape) * (longest if dtype.kind == "O" else attribute.get_type().get_size())
-        if size > MAX_STRING_BYTES:
-            raise DataError(path, name, f"may take {size:,} bytes, wanted at most {MAX_STRING_BYTES:,}: shorten it")
         if not (dtype.kind in "iufbS" or h5py.check_string_dtype(dtype)):
             raise DataError(path, name, f"got a value of type {dtype}, wanted numbers or strings: {_REWRITE}")
+        count = prod(attribute.shape)
+        size = heaps.check_attribute(key, count) if dtype.kind == "O" else count * attribute.get_type().get_size()
+        if size > MAX_STRING_BYTES:
+            raise DataError(path, name, f"takes {size:,} bytes, wanted at most {MAX_STRING_BYTES:,}: shorten it")
         yield key, file.attrs[key]
 
 
@@ -264,10 +301,15 @@ def _filters(dataset: h5py.Dataset) -> list[int]:
     return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
+def _applied(filters: list[int], chunk: h5py.h5d.StoreInfo) -> list[int]:
+    """Those that one chunk is stored with."""
+    return [code for place, code in enumerate(filters) if not chunk.filter_mask >> place & 1]
+
+
 def _item_bytes(dataset: h5py.Dataset) -> int:
     """Bytes of one value in the file; a string of variable length is stored as length, address and index."""
     if dataset.dtype.kind == "O":
-        return 4 + 8 + 4
+        return REFERENCE.size
     size: int = dataset.id.get_type().get_size()
     return size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,11 +62,16 @@ def read_columns(
     numbers.
     """
     try:
-        return np.loadtxt(rows, dtype, comments=comments, usecols=columns, ndmin=2, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no rows: said below
+            values: NDArray[Any] = np.loadtxt(rows, dtype, comments=comments, usecols=columns, ndmin=2, **options)
     except (ValueError, OverflowError) as error:
         reason = str(error)[:200].rstrip(".")
         what = f"wanted rows of at least {max(columns) + 1} columns with numbers ({reason})"
         raise DataError(name, item, f"{what}: remove what is not numbers, or copy the file again") from error
+    if not len(values):  # loadtxt takes more characters for spaces than bytes.strip does
+        raise DataError(name, item, "holds no rows of numbers: remove the file")
+    return values
 
 
 def _find_start(name: str, data: bytes) -> _Start:

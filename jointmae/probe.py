@@ -38,6 +38,7 @@ class ProbeResult:
     pooling: str
     accuracy: float  # at the cross-validated C
     accuracy_c001: float  # at C = 0.01, a value that the family likes
+    accuracy_cv: float  # by cross-validation on train, at that C: what choices are made by
     C: float
     num_train: int
     num_test: int
@@ -105,6 +106,7 @@ def _fit(
         pooling,
         accuracy=float(search.score(gram_test, y_test)),
         accuracy_c001=float(fixed.score(gram_test, y_test)),
+        accuracy_cv=float(search.best_score_),
         C=float(search.best_params_["C"]),
         num_train=len(y_train),
         num_test=len(y_test),

@@ -22,7 +22,7 @@ from jointmae.probe import C_GRID, POOLINGS, can_probe, linear_probe, pooled_fea
 from tests.models import micro_model
 from tests.runs import contents, fails, run, small_config, write_clouds
 
-KEYS = ["pooling", "accuracy", "accuracy_c001", "C", "num_train", "num_test"]
+KEYS = ["pooling", "accuracy", "accuracy_c001", "accuracy_cv", "C", "num_train", "num_test"]
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def write_h5(path: Path, test: bool, classes: list[str] | None = None) -> Path:
 
 def an_evaluation(trained: float = 0.7, untrained: float = 0.6, held_out: bool = True) -> Evaluation:
     def results(accuracy: float) -> list[ProbeResult]:
-        return [ProbeResult(pooling, accuracy, 0.5, 10.0, 100, 100) for pooling in ("mean", "max", "mean+max")]
+        return [ProbeResult(pooling, accuracy, 0.5, 0.6, 10.0, 100, 100) for pooling in ("mean", "max", "mean+max")]
 
     losses = ReconstructionLosses("toys", 20, held_out, 0.02, 0.03, 0.04, 0.025)
     return Evaluation([ProbePair("toys", results(trained), results(untrained))], losses)

@@ -104,6 +104,9 @@ class ModelConfig:
     modality_token_in_decoder: bool = False
     """Add the modality tokens again before the decoders."""
 
+    encoder_off: bool = False
+    """Decoders get zeros for what the encoder says: what positions alone give away. For comparison, never for use."""
+
     # Losses (D 15-20)
     num_target_neighbors: int = 32
     """Points of a group to be predicted."""

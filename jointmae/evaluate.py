@@ -12,6 +12,7 @@ from jointmae.config import TrainConfig
 from jointmae.data import PointClouds, load, normalize_unit_sphere, splits_of
 from jointmae.files import to_json, write_atomically
 from jointmae.model import JointMAE, Reconstruction
+from jointmae.model.joint_mae import Latent
 from jointmae.model.losses import best_constant_patch
 from jointmae.model.masking import draw, take
 from jointmae.probe import ProbeResult, can_probe, linear_probe, table
@@ -40,6 +41,8 @@ class ReconstructionLosses:
     loss_2d: float
     loss_cross: float
     trivial_loss_3d: float  # of the best constant group: what a model gets that knows nothing of the cloud
+    blind_loss_3d: float  # of the same decoders where the encoder says the same of every token: positions alone
+    blind_loss_2d: float
 
     @property
     def against_trivial(self) -> str:
@@ -100,10 +103,11 @@ def _probe(name: str, model: JointMAE, config: TrainConfig) -> ProbePair | None:
 def reconstruction_losses(model: JointMAE, clouds: PointClouds, held_out: bool) -> ReconstructionLosses:
     """Mean losses of `model` on up to 256 clouds, and the loss of the best constant group on the same groups."""
     outputs = [reconstruct(model, clouds, ids) for ids in torch.arange(min(len(clouds), _MAX_CLOUDS)).split(32)]
+    blind = [without_encoder(model, output) for output in outputs]
     weights = torch.tensor([len(output.pred_groups) for output in outputs], dtype=torch.float32)
     weights /= weights.sum()
 
-    def mean(name: str) -> float:
+    def mean(outputs: list[Reconstruction], name: str) -> float:
         return float(sum(w * getattr(output, name).cpu() for w, output in zip(weights, outputs, strict=True)))
 
     scale = model.config.group_scale
@@ -111,8 +115,27 @@ def reconstruction_losses(model: JointMAE, clouds: PointClouds, held_out: bool) 
     _, trivial = best_constant_patch(_at_most(torch.cat(targets) * scale, 2048))
     num_clouds = min(len(clouds), _MAX_CLOUDS)
     return ReconstructionLosses(
-        clouds.title, num_clouds, held_out, mean("loss_3d"), mean("loss_2d"), mean("loss_cross"), trivial
+        data=clouds.title,
+        num_clouds=num_clouds,
+        held_out=held_out,
+        loss_3d=mean(outputs, "loss_3d"),
+        loss_2d=mean(outputs, "loss_2d"),
+        loss_cross=mean(outputs, "loss_cross"),
+        trivial_loss_3d=trivial,
+        blind_loss_3d=mean(blind, "loss_3d"),
+        blind_loss_2d=mean(blind, "loss_2d"),
     )
+
+
+@torch.no_grad()
+def without_encoder(model: JointMAE, output: Reconstruction) -> Reconstruction:
+    """The same prediction where every visible token is the mean of all of `output`: decoders see positions alone.
+
+    Hidden centres are given to the decoder, and where they lie says much of a shape (PCP-MAE). How much a decoder can
+    learn from that is measured by training with `encoder_off`.
+    """
+    same = (tokens.mean((0, 1), keepdim=True).nan_to_num().expand_as(tokens) for tokens in output.latent)
+    return model.reconstruct(Latent(*same), output.inputs)
 
 
 def _at_most(values: Tensor, count: int) -> Tensor:

@@ -33,6 +33,7 @@ class Losses(NamedTuple):
     loss_2d: Tensor  # []
     loss_cross: Tensor  # []
     features: Tensor  # [B, C] float64, without gradient: the mean of each cloud's visible 3D tokens
+    pairs: Tensor  # int64 [B], of visible 3D and 2D tokens in one cell
 
 
 class Parts(NamedTuple):
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
 
     losses: Tensor  # float64 [4], LOSSES of the batch over all processes
     features: list[Tensor]  # float64 [part, C] each, of this process's parts
+    pairs: list[Tensor]  # int64 [part] each, likewise
     differentiable: list[str]  # those of LOSSES that have a gradient
 
 
@@ -60,7 +62,8 @@ class Pretraining(nn.Module):
         with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16):
             output = self.model(points, up.to(self.dtype), draws)
         features = output.latent.tokens_3d.detach().double().mean(1)
-        return Losses(output.loss, output.loss_3d, output.loss_2d, output.loss_cross, features)
+        pairs = self.model.valid_pairs(output.inputs)
+        return Losses(output.loss, output.loss_3d, output.loss_2d, output.loss_cross, features, pairs)
 
 
 def augment(config: TrainConfig, points: Tensor, ids: Tensor, epoch: int | Tensor) -> Tensor:
@@ -112,7 +115,7 @@ class Step:
         return torch.cat([losses, self._clip_and_step(losses[0]).double()[None]])
 
     def diagnose(self, ids: Tensor, epoch: int) -> dict[str, float]:
-        """The norm of each weighted loss's gradient, and how much pooled features differ between clouds.
+        """The norm of each weighted loss's gradient, how much pooled features differ between clouds, and valid pairs.
 
         Each loss has a pass of its own, as gradients meet in one place only. Nothing of the model changes.
         """
@@ -128,6 +131,11 @@ class Step:
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
         self.discard()
+        if self.config.model.modality == "joint":
+            pairs = torch.cat(parts.pairs).double()
+            sums = torch.stack([torch.ones_like(pairs), pairs, (pairs == 0).double()]).sum(1)
+            count, total, without = self.world.sum(sums).tolist()
+            found |= {"valid_pairs": total / count, "without_pair": without / count}
         return {"feature_std": self._spread_of(torch.cat(parts.features)), **found}
 
     def _spread_of(self, features: Tensor) -> float:
@@ -145,6 +153,7 @@ class Step:
         self.discard()
         totals = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
         features: list[Tensor] = []
+        pairs: list[Tensor] = []
         differentiable: list[str] = []
         parts = self.world.share(ids).tensor_split(self.num_parts)
         for part in parts:
@@ -156,8 +165,9 @@ class Step:
                 (loss * (weight * self.world.size)).backward()
             totals += weight * torch.stack([loss.detach() for loss in output[: len(LOSSES)]])
             features.append(output.features.clone())  # what a graph returns lasts until it is replayed
+            pairs.append(output.pairs.clone())
             differentiable = [name for name in LOSSES if getattr(output, name).requires_grad]
-        return Parts(self.world.sum(totals), features, differentiable)
+        return Parts(self.world.sum(totals), features, pairs, differentiable)
 
     def _forward(self, objective: Any, ids: Tensor, epoch: int) -> Losses:
         if self._keeps_gradients:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jointmae import ops
 from jointmae.config import ModelConfig
 from jointmae.errors import CheckpointError
+from jointmae.evaluate import without_encoder
 from jointmae.model import JointMAE
 from jointmae.model import losses as model_losses
 from jointmae.model.embed import hide_points, image_of, patches_of
@@ -286,6 +287,22 @@ def test_the_defaults_leak_is_there_and_measured(record_property):
         record_property(f"relative change of visible {name} tokens when hidden input changes", leak)
         print(f"leak {name}: {leak:.3f}")
         assert leak > 1e-4
+
+
+def test_with_the_encoder_off_decoders_know_positions_alone():
+    """Clouds that differ, at the same centres and with the same masks, are then predicted alike."""
+    points, up, draws = batch(micro_config())
+    for off in (False, True):
+        model = micro_model(encoder_off=off).eval()
+        inputs = model.prepare(points, up, draws)
+        latent = model.encode_visible(inputs)
+        once, again = (
+            model.reconstruct(latent, inputs),
+            model.reconstruct(latent._replace(tokens_3d=-latent[0]), inputs),
+        )
+        assert torch.equal(once.pred_groups, again.pred_groups) == off
+    moved = without_encoder(micro_model().eval(), micro_model().eval()(points, up, draws))
+    assert torch.isfinite(moved.loss_3d) and moved.latent.tokens_3d.flatten(0, 1).unique(dim=0).shape[0] == 1
 
 
 def test_no_leak_neighbourhoods_hold_only_visible_points():

@@ -84,7 +84,23 @@ def test_valid_pairs_are_few_and_counted(record_property):
     ids = torch.arange(16)
     inputs = model.prepare(clouds.points[ids], clouds.up[ids], draw(config, 0, 0, ids))
     cells_3d = take(inputs.center_cells, inputs.mask_3d.ids_keep)
-    pairs = (cells_3d[:, :, None] == inputs.mask_2d.ids_keep[:, None]).sum((1, 2)).float()
-    record_property("valid 2D-3D pairs of 784", pairs.mean().item())
-    print(f"valid pairs of {16 * 49}: {pairs.mean():.1f}")
-    assert 1 < pairs.mean() < 16
+    pairs = (cells_3d[:, :, None] == inputs.mask_2d.ids_keep[:, None]).sum((1, 2))
+    assert torch.equal(model.valid_pairs(inputs), pairs)
+    mean = pairs.float().mean()
+    record_property("valid 2D-3D pairs of 784", mean.item())
+    print(f"valid pairs of {16 * 49}: {mean:.1f}")
+    assert 1 < mean < 16
+
+
+def test_more_pairs_are_valid_in_larger_cells_and_with_aligned_masks():
+    """The ways that D 12 names; masks that avoid each other have next to none, and 3D alone has none."""
+
+    def pairs(**changes):
+        model = micro_model(**changes)
+        points, up, draws = batch(model.config, size=8)
+        return model.valid_pairs(model.prepare(points, up, draws))
+
+    few = pairs().float().mean()
+    assert pairs(align_cells=2).float().mean() > 1.5 * few and pairs(mask_coupling="aligned").float().mean() > 1.5 * few
+    assert pairs(mask_coupling="complement").float().mean() < few
+    assert torch.equal(pairs(modality="3d"), torch.zeros(8, dtype=torch.int64))

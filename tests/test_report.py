@@ -107,7 +107,7 @@ def an_evaluation(trained: float = 0.7, untrained: float = 0.6, held_out: bool =
     def results(accuracy: float) -> list[ProbeResult]:
         return [ProbeResult(pooling, accuracy, 0.5, 0.6, 10.0, 100, 100) for pooling in ("mean", "max", "mean+max")]
 
-    losses = ReconstructionLosses("toys", 20, held_out, 0.02, 0.03, 0.04, 0.025)
+    losses = ReconstructionLosses("toys", 20, held_out, 0.02, 0.03, 0.04, 0.025, 0.05, 0.06)
     return Evaluation([ProbePair("toys", results(trained), results(untrained))], losses)
 
 
@@ -139,7 +139,7 @@ def test_page_and_card_hold_the_numbers_of_the_evaluation(run: Path, page: Page)
             for text in (page.text, card):
                 assert f"{result['accuracy']:.1%}" in text
                 assert f"{result['accuracy_c001']:.1%}" in text
-    for name in ("loss_3d", "loss_2d", "loss_cross", "trivial_loss_3d"):
+    for name in ("loss_3d", "loss_2d", "loss_cross", "trivial_loss_3d", "blind_loss_3d", "blind_loss_2d"):
         assert f"{evaluation['losses'][name]:.4f}" in page.text
     assert f"{evaluation['losses']['loss_3d']:.4f}" in card
 
@@ -147,7 +147,7 @@ def test_page_and_card_hold_the_numbers_of_the_evaluation(run: Path, page: Page)
 def test_page_names_the_run(page: Page) -> None:
     for text in ("micro on furniture", "84 test clouds", "not trained on", "jointmae.linear_svm", '"seed": 0', "CC-BY"):
         assert text in page.text, text
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 8
 
 
 def test_card_states_licence_and_loading_that_works(run: Path) -> None:

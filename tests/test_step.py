@@ -88,8 +88,9 @@ def test_diagnosing_changes_nothing(norm):
     one, other = make_step(point_norm=norm), make_step(point_norm=norm)
     before = weights(one)
     found = one.diagnose(IDS, 0)
-    assert set(found) == {"feature_std", "grad_norm_3d", "grad_norm_2d", "grad_norm_cross"}
-    assert all(value > 0 for value in found.values())
+    norms = {"grad_norm_3d", "grad_norm_2d", "grad_norm_cross"}
+    assert set(found) == {"feature_std", "valid_pairs", "without_pair"} | norms
+    assert all(value > 0 for name, value in found.items() if name != "without_pair")
     assert all(torch.equal(before[name], value) for name, value in one.model.state_dict().items())
     assert torch.equal(one.run(IDS, 0, 1e-3), other.run(IDS, 0, 1e-3))
 
@@ -100,7 +101,8 @@ def test_gradients_of_the_losses_add_up():
     found = step.diagnose(IDS, 0)
     norms = [found[name] for name in ("grad_norm_3d", "grad_norm_2d", "grad_norm_cross")]
     assert float(step.run(IDS, 0, 1e-3)[-1]) <= sum(norms) * (1 + 1e-5)
-    assert "grad_norm_2d" not in make_step(modality="3d").diagnose(IDS, 0)
+    alone = make_step(modality="3d").diagnose(IDS, 0)
+    assert "grad_norm_2d" not in alone and "valid_pairs" not in alone
 
 
 CHANGES = [

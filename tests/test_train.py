@@ -94,7 +94,7 @@ def test_metrics_hold_means_and_nothing_of_time_host_or_path(whole):
     assert [line["step"] for line in lines] == [1, 10, 12] and [line["epoch"] for line in lines] == [0, 1, 1]
     always = {"step", "epoch", "loss", "loss_3d", "loss_2d", "loss_cross", "grad_norm", "lr"}
     assert all(set(line) == always for line in lines[1:])
-    diagnostics = {"feature_std", "grad_norm_3d", "grad_norm_2d", "grad_norm_cross"}
+    diagnostics = {"feature_std", "grad_norm_3d", "grad_norm_2d", "grad_norm_cross", "valid_pairs", "without_pair"}
     assert set(lines[0]) == always | diagnostics
     for line in lines:
         assert line["loss"] == pytest.approx(line["loss_3d"] + line["loss_2d"] + line["loss_cross"], rel=1e-5)

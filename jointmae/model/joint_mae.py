@@ -139,6 +139,12 @@ class JointMAE(nn.Module):
         """Masked reconstruction of unit-sphere points [B, N, 3] whose up axis is `up` [B, 3]."""
         inputs = self.prepare(points, up, draws)
         latent = self.encode_visible(inputs, draws.drop_path if self.training else None)
+        return self.reconstruct(latent, inputs)
+
+    def reconstruct(self, latent: Latent, inputs: Inputs) -> Reconstruction:
+        """What the decoders make of the encoder's output, and the losses (section 3.2)."""
+        if self.config.encoder_off:
+            latent = Latent(torch.zeros_like(latent.tokens_3d), torch.zeros_like(latent.tokens_2d))
         decoded_3d, decoded_2d = self.decode(latent, inputs)
         pred_groups = self.point_head(decoded_3d)  # [B, G", k, 3]
         pred_patches = None if decoded_2d is None else self.pixel_head(decoded_2d)
@@ -198,10 +204,23 @@ class JointMAE(nn.Module):
 
     def _align(self, center_cells: Tensor, ids_3d: Tensor, ids_2d: Tensor) -> ops.Alignment:
         """Which of these 3D and 2D tokens see the same part of the object (section 3.3)."""
-        config = self.config
-        cells = torch.cat([take(center_cells, ids_3d), ids_2d.to(torch.int32)], dim=1)  # [B, 3D + 2D]
-        scheme = (config.attention_2d_to_3d, config.attention_3d_to_2d)
-        return ops.align(coarsen_cells(config, cells), ids_3d.shape[1], scheme)
+        scheme = (self.config.attention_2d_to_3d, self.config.attention_3d_to_2d)
+        return ops.align(self._cells(center_cells, ids_3d, ids_2d), ids_3d.shape[1], scheme)
+
+    def _cells(self, center_cells: Tensor, ids_3d: Tensor, ids_2d: Tensor) -> Tensor:
+        """The alignment cells of these 3D and 2D tokens, int32 [B, 3D + 2D]; -1 = none."""
+        cells = torch.cat([take(center_cells, ids_3d), ids_2d.to(torch.int32)], dim=1)
+        return coarsen_cells(self.config, cells)
+
+    @torch.no_grad()
+    def valid_pairs(self, inputs: Inputs) -> Tensor:
+        """Pairs of a visible 3D and a visible 2D token in one cell: int64 [B], 0 without the 2D branch (D 12)."""
+        if inputs.mask_2d is None or inputs.center_cells is None:
+            return torch.zeros(len(inputs.points), dtype=torch.int64, device=inputs.points.device)
+        ids_3d = inputs.mask_3d.ids_keep
+        cells = self._cells(inputs.center_cells, ids_3d, inputs.mask_2d.ids_keep)
+        cells_3d, cells_2d = cells[:, : ids_3d.shape[1], None], cells[:, None, ids_3d.shape[1] :]
+        return (cells_3d == cells_2d).sum((1, 2))  # a 2D token always has a cell
 
     def decode(self, latent: Latent, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Decoded hidden tokens [B, G", C] and [B, P", C] (equations 3 and 4).

@@ -143,24 +143,31 @@ def _losses(model: JointMAE, evaluation: Evaluation) -> str:
     losses = evaluation.losses
     joint = model.config.modality == "joint"
     trivial = f"{losses.trivial_loss_3d:.4f}"
-    rows = [("L<sub>3D</sub>, Chamfer distance of hidden groups", losses.loss_3d, trivial, losses.against_trivial)]
+    blind_3d, blind_2d = f"{losses.blind_loss_3d:.4f}", f"{losses.blind_loss_2d:.4f}"
+    against = losses.against_trivial
+    rows = [("L<sub>3D</sub>, Chamfer distance of hidden groups", losses.loss_3d, trivial, against, blind_3d)]
     if joint:
-        rows.append(("L<sub>2D</sub>, squared error of hidden depth patches", losses.loss_2d, "", ""))
+        rows.append(("L<sub>2D</sub>, squared error of hidden depth patches", losses.loss_2d, "", "", blind_2d))
     if joint and model.config.cross_views > 0:
-        rows.append(("L<sub>3D-2D</sub>, squared error of the prediction's depth maps", losses.loss_cross, "", ""))
+        rows.append(("L<sub>3D-2D</sub>, squared error of the prediction's depth maps", losses.loss_cross, "", "", ""))
     body = "".join(
-        f'<tr><th scope="row">{name}</th><td>{loss:.4f}</td><td>{beside}</td><td>{escape(against)}</td></tr>'
-        for name, loss, beside, against in rows
+        f'<tr><th scope="row">{name}</th><td>{loss:.4f}</td>{_cells(beside)}</tr>' for name, loss, *beside in rows
     )
     where = "not trained on" if losses.held_out else "which were trained on: there is no other test split"
     return (
         f"<h3>Reconstruction of {losses.num_clouds:,} clouds of {escape(losses.data)}, {where}</h3>"
         '<div class="scroll"><table><thead><tr><th scope="col">loss</th><th scope="col">this model</th>'
         '<th scope="col">best constant group</th>'
-        f'<th scope="col">model against it</th></tr></thead><tbody>{body}</tbody></table></div>'
+        '<th scope="col">model against it</th><th scope="col">encoder switched off</th>'
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
         '<p class="note">The best constant group is one group of points, the same for every cloud: what a model '
-        "reaches that knows where the groups are and nothing of their shape.</p>"
+        "reaches that knows where the groups are and nothing of their shape. With the encoder switched off, decoders "
+        "get the mean token in place of each visible one, and so know positions alone.</p>"
     )
+
+
+def _cells(texts: list[str]) -> str:
+    return "".join(f"<td>{escape(text)}</td>" for text in texts)
 
 
 # ---- how it learned ----
@@ -181,6 +188,7 @@ def _curves(metrics: Metrics, evaluation: Evaluation) -> str:
         chart("Gradient norm of each loss", norms, last),
         chart("Gradient norm", [line("grad_norm")], last),
         chart("Spread of pooled features", [line("feature_std")], last, log=False),
+        chart("2D-3D pairs that share a cell, a cloud", [line("valid_pairs")], last, log=False),
         chart("Learning rate", [line("lr")], last, log=False),
     ]
     if not any(charts):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from jointmae import checkpoint, random
 from jointmae.checkpoint import Checkpoint
+from jointmae.cli import printable
 from jointmae.config import TrainConfig
 from jointmae.data import PointClouds, concat, load, splits_of
 from jointmae.device import (
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 LOG_STEPS = 10  # a line of metrics.jsonl is a mean over at most so many steps; on a GPU, so many may be under way
 DIAGNOSTIC_STEPS = 100  # gradient norm of each loss, and the spread of features; such a step has a line
 CHECKPOINT_SECONDS = 30.0
+_SHOWN_BAD_FILES = 5
 
 Result = TypeVar("Result")
 
@@ -135,6 +137,9 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
         f"schedule  {schedule.num_steps} steps of {min(config.batch_size, len(clouds))} clouds, {config.epochs} epochs",
         f"run       {path}",
     ]
+    lines += [printable(f"left out  {file}") for file in clouds.bad_files[:_SHOWN_BAD_FILES]]
+    if len(clouds.bad_files) > _SHOWN_BAD_FILES:
+        lines.append(f"left out  and {len(clouds.bad_files) - _SHOWN_BAD_FILES:,} more files")
     if world.size > 1:
         lines.append(f"processes {world.size}")
     if len(clouds) < config.batch_size:

@@ -173,6 +173,17 @@ def test_several_sources_share_classes(convert: Convert, tmp_path: Path) -> None
     assert fails(convert("one", "other/one", "b.h5"), 2, "two sources are called one")
 
 
+def test_several_sources_without_classes_are_one_each(convert: Convert, tmp_path: Path) -> None:
+    """As the shell makes of meshes/*, with splits and without, a folder or an archive."""
+    write_shapes(tmp_path / "set")
+    pack(tmp_path / "set" / "rod", tmp_path / "set" / "plate.zip")
+    done = convert("set/cube", "set/rod", "set/plate.zip", "set.h5")
+    assert done.code == 0 and "each source is a class: cube, rod, plate" in done.out
+    clouds = load("set.h5")
+    assert clouds.classes == ("cube", "plate", "rod") and clouds.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert clouds.names[0] == "cube/1.npy" and clouds.names[3] == "plate.zip/0.off"
+
+
 def test_every_format_is_converted(convert: Convert, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     names = [name for name in EXAMPLES if not name.endswith((".txt", ".csv"))]  # beside meshes these are notes

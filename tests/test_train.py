@@ -152,6 +152,17 @@ def test_a_set_of_one_cloud(tmp_path, command, norm):
     assert metrics(tmp_path)[0]["feature_std"] == 0.0
 
 
+def test_files_that_are_left_out_are_named(tmp_path, command):
+    (tmp_path / "set").mkdir()
+    for i in range(8):
+        np.save(tmp_path / "set" / f"{i}.npy", np.random.default_rng(i).normal(size=(64, 3)))
+    for i in range(7):
+        (tmp_path / "set" / f"bad{i}.npy").write_bytes(b"\x1b[2J")
+    outcome = command(["--data", str(tmp_path / "set"), "--skip-bad", "--dry-run"])
+    assert outcome.code == 0 and outcome.out.count("left out  ") == 6 and "\x1b" not in outcome.out
+    assert "left out  bad0.npy: " in outcome.out and "left out  and 2 more files" in outcome.out
+
+
 def test_a_warm_up_longer_than_the_run_is_mentioned(tmp_path, command):
     outcome = command(small_argv(tmp_path, "--dry-run", "--warmup-epochs", "5"))
     assert "note: the warm-up of 5 epochs takes the whole run" in outcome.out

@@ -34,7 +34,7 @@ def _split(split: SplitFindings) -> str:
     if split.radius is not None:
         smallest, median, largest = split.radius
         radius = f", radius {smallest:.3g} to {largest:.3g}, median {median:.3g}"
-    repeated = f", {split.repeated:.1%} of points repeated" if split.repeated else ""
+    repeated = f", {split.repeated:.1%} of points repeated" if split.repeated >= 0.0005 else ""
     return f"{split.name}: {split.num_clouds:,}{listed} clouds x {points} points{unlabelled}{radius}{repeated}"
 
 

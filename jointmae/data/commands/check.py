@@ -9,7 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from jointmae import cli
-from jointmae.data.commands.info import printable
+from jointmae.cli import printable
 from jointmae.errors import UsageError
 from jointmae.files import to_json, write_atomically
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from jointmae import cli
-from jointmae.data.commands.info import printable
+from jointmae.cli import printable
 from jointmae.data.conversion import BadFiles, Converted, convert
 from jointmae.data.convert_work import Options, Plan
 from jointmae.data.layouts.layout import SPLITS, UP_AXES, BadFile
@@ -24,9 +24,10 @@ from jointmae.progress import duration
 from jointmae.signals import Stopped
 
 DESCRIPTION = """Meshes and clouds of a folder or a .zip archive, one file each, as one .h5 file that every command
-takes as --data. Folders name classes and splits: CLASS/FILE, train/CLASS/FILE or CLASS/train/FILE. Meshes are sampled
-on their surface, clouds brought to --num-points, all moved and scaled into the unit sphere. The same command goes on
-where it was ended, and ends in the same bytes with any number of workers."""
+takes as --data. Folders name classes and splits: CLASS/FILE, train/CLASS/FILE or CLASS/train/FILE; of several SRC
+without classes each is one. Meshes are sampled on their surface, clouds brought to --num-points, all moved and scaled
+into the unit sphere. The same command goes on where it was ended, and ends in the same bytes with any number of
+workers."""
 
 _DTYPES = ("float32", "float16")
 _MAX_TEXT_BYTES = 65_536
@@ -127,6 +128,9 @@ def _is_utf8(text: str) -> bool:
 
 def make_plan(trees: Sequence[Tree], config: ConvertConfig) -> Plan:
     """One list of files and classes from all sources; of several, names begin with that of their source."""
+    if len(trees) > 1 and not any(tree.classes for tree in trees):  # a folder each, as the shell makes of meshes/*
+        trees = [_as_class(tree) for tree in trees]
+        print(printable(f"each source is a class: {', '.join(tree.classes[0] for tree in trees)}"))
     entries = [entry for tree in trees for entry in tree.entries]
     if len(trees) > 1:
         titles = [tree.path.resolve().name for tree in trees]
@@ -143,6 +147,13 @@ def make_plan(trees: Sequence[Tree], config: ConvertConfig) -> Plan:
     entries = sorted(_with_test_split(entries, config.test_fraction), key=_order)
     options = Options(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Options)})
     return Plan(tuple(entries), classes_of(entries), options)
+
+
+def _as_class(tree: Tree) -> Tree:
+    """All of its shapes in one class, which is called as its folder or archive is."""
+    name = tree.path.resolve().name if tree.path.is_dir() else tree.path.stem
+    entries = tuple(dataclasses.replace(entry, label=name) for entry in tree.entries)
+    return dataclasses.replace(tree, entries=entries, classes=(name,))
 
 
 def _with_test_split(entries: list[Entry], fraction: float) -> list[Entry]:

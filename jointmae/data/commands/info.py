@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     config = cli.parse(InfoConfig(), argv, "jointmae.data info", DESCRIPTION)
     for line in describe(config.path):
-        print(printable(line), flush=True)
+        print(cli.printable(line), flush=True)
     return 0
 
 
@@ -48,11 +48,6 @@ def describe(spec: str) -> Iterator[str]:
         yield f"  source: {layout.source}"
     if layout.licence:
         yield f"  licence: {layout.licence}"
-
-
-def printable(line: str) -> str:
-    """The line without what could steer a terminal: names and texts are a file's own."""
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _describe_split(layout: Layout, split: str) -> Iterator[str]:

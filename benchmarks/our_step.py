@@ -11,6 +11,7 @@ from jointmae.config import TrainConfig
 from jointmae.data import PointClouds
 from jointmae.device import keep_freed_memory
 from jointmae.model import JointMAE
+from jointmae.pretraining import Pretraining
 from jointmae.step import Step
 
 
@@ -22,7 +23,7 @@ def our_step(config: TrainConfig, clouds: PointClouds, device: torch.device) -> 
     if device.type == "cpu":
         keep_freed_memory()
     clouds = clouds.to(device)
-    step = Step(JointMAE(config.model, seed=config.seed).to(device).train(), config, clouds)
+    step = Step(Pretraining(JointMAE(config.model, seed=config.seed).to(device).train(), config), clouds)
     order = random.epoch_order(config.seed, 0, len(clouds), device)
     first = 0
 

@@ -24,18 +24,18 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.machine import wait
 from benchmarks.our_step import our_step
-from jointmae import step as step_module
+from jointmae import pretraining
 from jointmae.data import load
 from jointmae.model import joint_mae, losses
 from jointmae.model.joint_mae import JointMAE
+from jointmae.pretraining import Pretraining
 from jointmae.recipes import train_config
-from jointmae.step import Step
 
 # Functions as they are found by their callers, and the stage that they are; the innermost label counts.
 STAGES: list[tuple[Any, str, str]] = [
-    (Step, "_batch", "augmentation"),
-    (step_module, "augment", "augmentation"),
-    (step_module, "draw", "augmentation"),
+    (Pretraining, "batch", "augmentation"),
+    (pretraining, "augment", "augmentation"),
+    (pretraining, "draw", "augmentation"),
     (joint_mae, "sample_geometry", "geometry: sampling and grouping"),
     (joint_mae, "group_points", "geometry: sampling and grouping"),
     (joint_mae, "project", "geometry: projection"),

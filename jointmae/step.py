@@ -1,6 +1,6 @@
 """One step of training: from clouds to new weights. On a GPU `Step.run` does not wait for the device, but with shards.
 
-B clouds of a batch, N points. A process computes its share of the batch, in one part or in several.
+B clouds of a batch, L losses. A process computes its share of the batch, in one part or in several.
 """
 
 from __future__ import annotations
@@ -9,82 +9,38 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointmae import parallel
 from jointmae.config import TrainConfig
-from jointmae.data import PointClouds, normalize_unit_sphere, scale_and_shift
+from jointmae.data import PointClouds
 from jointmae.device import is_out_of_memory, return_freed_memory
 from jointmae.distributed import World
-from jointmae.model import JointMAE
-from jointmae.model.masking import draw
+from jointmae.objective import Losses, Objective
 from jointmae.optimizer import adamw
-from jointmae.random import Purpose, keys
-
-LOSSES = ("loss", "loss_3d", "loss_2d", "loss_cross")
-
-
-class Losses(NamedTuple):
-    """The losses of B clouds, each a mean over them, and their features. One left out is 0 and has no gradient."""
-
-    loss: Tensor  # [], the weighted sum of the next three: what is minimised
-    loss_3d: Tensor  # []
-    loss_2d: Tensor  # []
-    loss_cross: Tensor  # []
-    features: Tensor  # [B, C] float64, without gradient: the mean of each cloud's visible 3D tokens
-    pairs: Tensor  # int64 [B], of visible 3D and 2D tokens in one cell
 
 
 class Parts(NamedTuple):
     """What the parts of a batch gave."""
 
-    losses: Tensor  # float64 [4], LOSSES of the batch over all processes
-    features: list[Tensor]  # float64 [part, C] each, of this process's parts
-    pairs: list[Tensor]  # int64 [part] each, likewise
-    differentiable: list[str]  # those of LOSSES that have a gradient
-
-
-class Pretraining(nn.Module):
-    """A model and what it is trained for: augmentation, projection, forward and losses, one graph when compiled."""
-
-    def __init__(self, model: JointMAE, config: TrainConfig, device_type: str) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and device_type == "cuda")
-        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self.device_type, self.bf16 = device_type, bf16
-
-    def forward(self, points: Tensor, up: Tensor, ids: Tensor, epoch: Tensor) -> Losses:
-        """Points [B, N, 3] and up axes [B, 3] of clouds `ids` int64 [B], in `epoch`, int64 []."""
-        points = augment(self.config, points, ids, epoch).to(self.dtype)
-        draws = draw(self.config.model, self.config.seed, epoch, ids)
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16):
-            output = self.model(points, up.to(self.dtype), draws)
-        features = output.latent.tokens_3d.detach().double().mean(1)
-        pairs = self.model.valid_pairs(output.inputs)
-        return Losses(output.loss, output.loss_3d, output.loss_2d, output.loss_cross, features, pairs)
-
-
-def augment(config: TrainConfig, points: Tensor, ids: Tensor, epoch: int | Tensor) -> Tensor:
-    """Points [B, N, 3] of clouds `ids` [B] as the model gets them: augmented, and in the unit sphere."""
-    if config.augment == "scale+shift":
-        scale_keys, shift_keys = (keys(config.seed, epoch, ids, purpose) for purpose in (Purpose.SCALE, Purpose.SHIFT))
-        return scale_and_shift(points, scale_keys, shift_keys, normalize=config.model.normalize_input)
-    return normalize_unit_sphere(points) if config.model.normalize_input else points
+    losses: Tensor  # float64 [L], those of the batch over all processes
+    details: dict[str, Tensor]  # `Losses.details` of this process's clouds
+    differentiable: list[str]  # the losses that have a gradient
 
 
 class Step:
-    """A model, its optimizer and its data: `run` makes one step. The same on one device and on several processes."""
+    """An objective, its optimizer and its data: `run` makes one step, on one device or on several processes."""
 
-    def __init__(self, model: JointMAE, config: TrainConfig, clouds: PointClouds, world: World | None = None) -> None:
-        """The weights of `model` are trained in place, on the device of `clouds`; with FSDP they become shards."""
-        self.model, self.config, self.clouds, self.world = model, config, clouds, world or World()
-        self.device = clouds.device
+    def __init__(self, objective: Objective, clouds: PointClouds, world: World | None = None) -> None:
+        """The weights of its model are trained in place, on the device of `clouds`; with FSDP they become shards."""
+        self.objective, self.clouds, self.world = objective, clouds, world or World()
+        self.model, self.config = objective.model, objective.config
+        config, self.device = objective.config, clouds.device
         self.num_parts = config.accumulate
-        self._alone: Any = Pretraining(model, config, self.device.type)  # without a word to other processes
-        parallel.spread(self._alone, config.parallel, self.world, self.device)
-        self.optimizer = adamw(model, config)
+        parallel.spread(objective, config.parallel, self.world, self.device)
+        self.optimizer = adamw(self.model, config)
+        self._alone: Any = objective  # without a word to other processes; compiled, if it is to be
         self._keeps_gradients = False
         if wants_compile(config, self.device):
             self._compile()
@@ -104,7 +60,7 @@ class Step:
         self._keeps_gradients = graphs  # what a graph returns lasts until it is replayed
 
     def run(self, ids: Tensor, epoch: int, lr: float) -> Tensor:
-        """A step on clouds `ids` int64 [B]: float64 [5], the LOSSES and the norm of the gradient, on the device.
+        """A step on clouds `ids` int64 [B]: float64 [L + 1], losses and the norm of the gradient, on the device.
 
         Where one of them is not finite, neither this nor a later step changes the weights. On a CPU a prediction that
         is not finite raises ValueError.
@@ -115,70 +71,57 @@ class Step:
         return torch.cat([losses, self._clip_and_step(losses[0]).double()[None]])
 
     def diagnose(self, ids: Tensor, epoch: int) -> dict[str, float]:
-        """The norm of each weighted loss's gradient, how much pooled features differ between clouds, and valid pairs.
+        """The norm of each weighted loss's gradient, and what the objective finds in its details.
 
         Each loss has a pass of its own, as gradients meet in one place only. Nothing of the model changes.
         """
-        found = {}
+        found: dict[str, float] = {}
+        details: dict[str, Tensor] = {}
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        for name in LOSSES[1:]:
-            weights = {other: 0.0 for other in LOSSES[1:]}
-            weights[name] = getattr(self.config.model, name.replace("loss_", "loss_weight_"))
-            parts = self._gradients(ids, epoch, weights)
-            if name in parts.differentiable:
+        for name, weight in self.objective.weights.items() or [(self.objective.names[0], 1.0)]:
+            parts = self._gradients(ids, epoch, {name: weight})
+            details = parts.details
+            if name in parts.differentiable and len(self.objective.weights):
                 norm = torch.nn.utils.get_total_norm(list(self._grads()))
                 found[name.replace("loss", "grad_norm")] = float(parallel.whole(norm))
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
         self.discard()
-        if self.config.model.modality == "joint":
-            pairs = torch.cat(parts.pairs).double()
-            sums = torch.stack([torch.ones_like(pairs), pairs, (pairs == 0).double()]).sum(1)
-            count, total, without = self.world.sum(sums).tolist()
-            found |= {"valid_pairs": total / count, "without_pair": without / count}
-        return {"feature_std": self._spread_of(torch.cat(parts.features)), **found}
-
-    def _spread_of(self, features: Tensor) -> float:
-        """The standard deviation over the clouds of all processes of features [B, C], mean over C; 0 for one cloud."""
-        count = torch.full_like(features[0], len(features))
-        count, total, squares = self.world.sum(torch.stack([count, features.sum(0), features.square().sum(0)]))
-        variance = (squares / count - (total / count).square()).clamp(min=0)
-        return float(variance.sqrt().mean())
+        return {**self.objective.diagnostics(details, self.world), **found}
 
     def _gradients(self, ids: Tensor, epoch: int, weights: dict[str, float] | None = None) -> Parts:
         """The gradients of clouds `ids`, of which this process computes its share, part by part.
 
-        Of the weighted sum of the losses, or with other `weights` than the config's.
+        Of the first loss, or of the sum with these `weights`, in which those that are not named count 0.
         """
         self.discard()
-        totals = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
-        features: list[Tensor] = []
-        pairs: list[Tensor] = []
+        names = self.objective.names
+        totals = torch.zeros(len(names), dtype=torch.float64, device=self.device)
+        details: list[dict[str, Tensor]] = []
         differentiable: list[str] = []
         parts = self.world.share(ids).tensor_split(self.num_parts)
         for part in parts:
             weight = len(part) / len(ids)
-            with parallel.added_up(self._together, last=len(features) == len(parts) - 1):
+            with parallel.added_up(self._together, last=len(details) == len(parts) - 1):
                 output = self._forward(self._together, part, epoch)
-                loss = output.loss if weights is None else sum(w * getattr(output, name) for name, w in weights.items())
+                loss = output.values[0]
+                if weights is not None:  # all take part: a model in several processes waits for all its gradients
+                    factors = [weights.get(name, 0.0) for name in names]
+                    loss = torch.stack([w * value for w, value in zip(factors, output.values, strict=True)]).sum()
                 # what comes of all processes is the mean of their gradients, and wanted is the sum of all parts
                 (loss * (weight * self.world.size)).backward()
-            totals += weight * torch.stack([loss.detach() for loss in output[: len(LOSSES)]])
-            features.append(output.features.clone())  # what a graph returns lasts until it is replayed
-            pairs.append(output.pairs.clone())
-            differentiable = [name for name in LOSSES if getattr(output, name).requires_grad]
-        return Parts(self.world.sum(totals), features, pairs, differentiable)
+            totals += weight * torch.stack([value.detach() for value in output.values])
+            # what a graph returns lasts until it is replayed
+            details.append({name: value.clone() for name, value in output.details.items()})
+            differentiable = [name for name, value in zip(names, output.values, strict=True) if value.requires_grad]
+        joined = {name: torch.cat([of_part[name] for of_part in details]) for name in details[0]}
+        return Parts(self.world.sum(totals), joined, differentiable)
 
     def _forward(self, objective: Any, ids: Tensor, epoch: int) -> Losses:
         if self._keeps_gradients:
             torch.compiler.cudagraph_mark_step_begin()
-        losses: Losses = objective(*self._batch(ids, epoch))
+        losses: Losses = objective(*self.objective.batch(self.clouds, ids, epoch))
         return losses
-
-    def _batch(self, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `Pretraining.forward` takes. Filled on the device: to take a number there would be to wait for it."""
-        points = self.clouds.batch(ids, self.config.model.num_points, self.config.seed, epoch)
-        return points, self.clouds.up[ids], ids, torch.full((), epoch, dtype=torch.int64, device=self.device)
 
     def _grads(self) -> Iterator[Tensor]:
         return (p.grad for p in self.model.parameters() if p.grad is not None)
@@ -234,7 +177,7 @@ class Step:
             moments = (
                 [] if self.optimizer.state else [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]
             )
-            self._forward(self._alone, ids, epoch).loss.backward()
+            self._forward(self._alone, ids, epoch).values[0].backward()
             del moments
             return True
         except Exception as error:

@@ -46,11 +46,12 @@ from jointmae.limits import require_valid
 from jointmae.model import JointMAE
 from jointmae.optimizer import load_state_tensors, state_tensors
 from jointmae.parallel import is_sharded, like, whole
+from jointmae.pretraining import Pretraining
 from jointmae.progress import Pace, Progress, Snapshot
 from jointmae.run_folder import RunFolder, default_folder
 from jointmae.schedule import Schedule
 from jointmae.signals import Stopped, StopSignals
-from jointmae.step import LOSSES, Step
+from jointmae.step import Step
 
 if TYPE_CHECKING:
     from jointmae.board import Board
@@ -166,10 +167,11 @@ class Trainer:
         advice = "Try a smaller --preset and another --out."
         with out_of_memory_errors(f"while building the model ({self._peak()})", advice):
             self.model = JointMAE(config.model, seed=config.seed).to(self.device, dtype).train()
-            self.one_step = Step(self.model, config, clouds, self.world)
+            self.objective = Pretraining(self.model, config)
+            self.one_step = Step(self.objective, clouds, self.world)
         self.step = 0
-        self._results: list[Tensor] = []  # of the last steps, float64 [5] each, still on the device
-        self.window: list[list[float]] = []  # LOSSES and gradient norm of each fetched step since the last line
+        self._results: list[Tensor] = []  # of the last steps, as `Step.run` gives them, still on the device
+        self.window: list[list[float]] = []  # losses and gradient norm of each fetched step since the last line
         self.epoch_losses: list[float] = []
         self.best: dict[str, float] = {}  # the epoch with the lowest mean loss
         self._order_epoch, self._order = -1, torch.empty(0, dtype=torch.int64)  # sorted once an epoch, not once a step
@@ -289,7 +291,7 @@ class Trainer:
         return self._with_memory(ids, epoch, lambda: self.one_step.diagnose(ids, epoch))
 
     def _result(self, ids: Tensor, epoch: int) -> Tensor:
-        """Of one more step, float64 [5]."""
+        """Of one more step: its losses and gradient norm."""
         lr = self.schedule.lr(self.step)
         return self._with_memory(ids, epoch, lambda: self.one_step.run(ids, epoch, lr))
 
@@ -420,7 +422,7 @@ class Trainer:
         """One line of metrics.jsonl, the means of `window`, and one of timings.jsonl."""
         if not self.world.leads:
             return
-        names = (*LOSSES, "grad_norm")
+        names = (*self.objective.names, "grad_norm")
         record = {"step": self.step, "epoch": (self.step - 1) // self.schedule.steps_per_epoch}
         means = dict(zip(names, _column_means(self.window), strict=True))
         self._append("metrics", {**record, **means, "lr": self.schedule.lr(self.step - 1), **diagnostics})

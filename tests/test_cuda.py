@@ -13,6 +13,7 @@ import torch
 from jointmae.data import load
 from jointmae.model import JointMAE
 from jointmae.ops import native
+from jointmae.pretraining import Pretraining
 from jointmae.recipes import train_config
 from jointmae.step import Step
 from tests.models import micro_config
@@ -113,7 +114,7 @@ IDS = torch.arange(8)
 def training_step(device: torch.device, **changes: object) -> Step:
     config = dataclasses.replace(train_config("tiny"), model=micro_config(), precision="fp32", **changes)
     model = JointMAE(config.model, seed=0).to(device).train()
-    return Step(model, config, load("furniture").to(device))
+    return Step(Pretraining(model, config), load("furniture").to(device))
 
 
 def test_a_step_waits_for_nothing(gpu):

@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jointmae import step as step_module
+from jointmae import pretraining
 from jointmae.data import load
 from jointmae.distributed import World
 from jointmae.model import JointMAE
 from jointmae.model.masking import draw
 from jointmae.optimizer import adamw, state_tensors
+from jointmae.pretraining import Pretraining, augment
 from jointmae.recipes import train_config
-from jointmae.step import LOSSES, Pretraining, Step, augment
+from jointmae.step import Step
 from tests.models import furniture, micro_config
 from tests.runs import run, small_argv, small_config
 
@@ -36,7 +37,7 @@ def micro(**changes):
 def make_step(**changes) -> Step:
     config = micro(**changes)
     dtype = torch.float64 if config.precision == "fp64" else torch.float32
-    return Step(JointMAE(config.model, seed=0).to(dtype).train(), config, furniture())
+    return Step(Pretraining(JointMAE(config.model, seed=0).to(dtype).train(), config), furniture())
 
 
 def weights(step):
@@ -62,7 +63,7 @@ def test_a_step_is_augmentation_forward_backward_and_adamw():
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
-        wanted = torch.stack([*(getattr(output, name).detach() for name in LOSSES), norm])
+        wanted = torch.stack([*(getattr(output, name).detach() for name in Pretraining.names), norm])
         torch.testing.assert_close(found.float(), wanted)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(step.model.state_dict()[name], value)
@@ -120,7 +121,7 @@ def test_every_parameter_has_a_gradient(changes):
     step = make_step(**changes)
     step._gradients(IDS, 0)
     assert [name for name, parameter in step.model.named_parameters() if parameter.grad is None] == []
-    step._gradients(IDS, 0, {name: float(name == "loss_3d") for name in LOSSES[1:]})
+    step._gradients(IDS, 0, {name: float(name == "loss_3d") for name in Pretraining.names[1:]})
     assert [name for name, parameter in step.model.named_parameters() if parameter.grad is None] == []
 
 
@@ -154,7 +155,7 @@ def test_a_break_in_the_graph_is_noticed(traced, monkeypatch):
         print(float(points.sum()))
         return points
 
-    monkeypatch.setattr(step_module, "augment", breaking)
+    monkeypatch.setattr(pretraining, "augment", breaking)
     with pytest.raises(torch._dynamo.exc.Unsupported):
         make_step(compile="on").run(IDS, 0, 1e-3)
 

@@ -26,11 +26,12 @@ from jointmae.device import is_out_of_memory, out_of_memory_errors
 from jointmae.errors import DiskError, OutOfMemoryError
 from jointmae.model import JointMAE
 from jointmae.optimizer import adamw, load_state_tensors, parameter_groups, state_tensors
+from jointmae.pretraining import augment
 from jointmae.progress import Progress
 from jointmae.recipes import train_config
 from jointmae.run_folder import RunFolder
 from jointmae.signals import Stopped, StopSignals
-from jointmae.step import Step, augment
+from jointmae.step import Step
 from tests.models import micro_config
 from tests.runs import contents, fails, results, run, small_argv, small_config, write_clouds
 

@@ -60,7 +60,7 @@ def main(spec: str, file: Path, count: int, place: Path) -> None:
                 num_read += 1
             except DataError as error:
                 assert error.file == str(file) and error.what, error
-    faulthandler.cancel_dump_traceback_later()
+            faulthandler.cancel_dump_traceback_later()
     print(num_read)
 
 

@@ -111,11 +111,6 @@ def _require_known_options(config: object, argv: Sequence[str], command: str) ->
         raise UsageError(f"unknown option {name}.{hint}\nOptions: python -m {command} --help")
 
 
-def printable(line: str) -> str:
-    """The line without what could steer a terminal: names and texts are a file's own."""
-    return "".join(c if c.isprintable() else "?" for c in line)
-
-
 def _plain(text: str) -> str:
     """What tyro says in its box, without colours, frame, title and help text, as one line."""
     text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", text)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from jointmae import checkpoint, random
 from jointmae.checkpoint import Checkpoint
-from jointmae.cli import printable
 from jointmae.config import TrainConfig
 from jointmae.data import PointClouds, concat, load, splits_of
 from jointmae.device import (
@@ -52,6 +51,7 @@ from jointmae.run_folder import RunFolder, default_folder
 from jointmae.schedule import Schedule
 from jointmae.signals import Stopped, StopSignals
 from jointmae.step import Step
+from jointmae.text import counted, printable
 
 if TYPE_CHECKING:
     from jointmae.board import Board
@@ -105,15 +105,11 @@ def _train(config: TrainConfig, device: torch.device, world: World) -> int:
 
 def _require_enough(batch_size: int, num_processes: int, num_parts: int) -> None:
     if batch_size < num_processes * num_parts:
-        clouds, processes = _counted(batch_size, "cloud"), _counted(num_processes, "process", "es")
+        clouds, processes = counted(batch_size, "cloud"), counted(num_processes, "process", "es")
         raise UsageError(
             f"a batch of {clouds} is too small for {processes} with --accumulate {num_parts}: "
             f"wanted at least {num_processes * num_parts}"
         )
-
-
-def _counted(number: int, what: str, ending: str = "s") -> str:
-    return f"{number} {what}{'' if number == 1 else ending}"
 
 
 def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds:
@@ -135,7 +131,8 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
     lines = [
         f"jointmae: {config.preset} ({parameters / 1e6:.2f} M parameters), recipe {config.recipe}",
         f"data      {clouds.describe()}",
-        f"schedule  {schedule.num_steps} steps of {min(config.batch_size, len(clouds))} clouds, {config.epochs} epochs",
+        f"schedule  {counted(schedule.num_steps, 'step')} of {counted(min(config.batch_size, len(clouds)), 'cloud')}, "
+        f"{counted(config.epochs, 'epoch')}",
         f"run       {path}",
     ]
     lines += [printable(f"left out  {file}") for file in clouds.bad_files[:_SHOWN_BAD_FILES]]
@@ -144,7 +141,7 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
     if world.size > 1:
         lines.append(f"processes {world.size}")
     if len(clouds) < config.batch_size:
-        lines.append(f"note: only {len(clouds)} clouds, so that is the batch size")
+        lines.append(f"note: only {counted(len(clouds), 'cloud')}, so that is the batch size")
     there, wanted = clouds.points.shape[1], config.model.num_points
     if there < wanted:
         lines.append(f"note: clouds have {there:,} points, --num-points {wanted} repeats them")
@@ -365,7 +362,7 @@ class Trainer:
 
     def _out_of_memory(self, num_parts: int | None, peak: str) -> OutOfMemoryError:
         """What to raise where `num_parts` would fit, or nothing (0), or where nothing was tried (None)."""
-        clouds = _counted(-(-self.batch_size // (self.world.size * self.one_step.num_parts)), "cloud")
+        clouds = counted(-(-self.batch_size // (self.world.size * self.one_step.num_parts)), "cloud")
         advice = "not even a single cloud fits: try a smaller --preset and another --out"
         if num_parts is None:
             advice = f"go on with --accumulate {2 * self.one_step.num_parts}"

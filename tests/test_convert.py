@@ -184,6 +184,13 @@ def test_several_sources_without_classes_are_one_each(convert: Convert, tmp_path
     assert clouds.names[0] == "cube/1.npy" and clouds.names[3] == "plate.zip/0.off"
 
 
+def test_single_files_are_no_classes(convert: Convert, tmp_path: Path) -> None:
+    write_shapes(tmp_path / "set")
+    assert convert("set/cube/1.npy", "set/rod/0.off", "set.h5").code == 0
+    clouds = load("set.h5")
+    assert clouds.classes == () and clouds.names == ("0.off", "1.npy")
+
+
 def test_every_format_is_converted(convert: Convert, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     names = [name for name in EXAMPLES if not name.endswith((".txt", ".csv"))]  # beside meshes these are notes

@@ -102,12 +102,12 @@ def test_a_bad_file_is_named_or_left_out(folder: Path) -> None:
         load(folder)
     clouds = load(folder, skip_bad=True)
     assert len(clouds) == 2 and len(clouds.bad_files) == 1 and clouds.bad_files[0].startswith("chair/c9.xyz: ")
-    assert "1 bad files" in clouds.describe()
+    assert "1 bad file" in clouds.describe()
 
 
 def test_a_set_of_bad_files_alone_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(DataError, match=r"not one cloud can be read: 1 bad files, the first a.npy: "):
+    with pytest.raises(DataError, match=r"not one cloud can be read: 1 bad file, the first a.npy: "):
         load(tmp_path, skip_bad=True)
 
 

@@ -164,7 +164,7 @@ def test_names_are_utf8(tmp_path: Path) -> None:
     [
         ("gone", "does not exist: give the path of a folder or a .zip archive"),
         ("empty", "got no shape among 0 files, wanted one of .csv .glb"),
-        ("other", "got no shape among 1 files"),
+        ("other", "got no shape among 1 file,"),
         (
             "mixed",
             "got shapes inside of a split (train/a.off) and outside of any (b.off): move",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jointmae import random
+from jointmae.text import counted
 
 Names = tuple[str, ...]
 
@@ -98,9 +99,10 @@ class PointClouds:
         num_labelled = int((self.labels >= 0).sum())
         labelled = f"{len(self.classes)} classes, {num_labelled:,} labelled" if num_labelled else "no labels"
         parts = "" if self.parts is None else f", {len(self.part_names)} parts"
-        size = f"{len(self):,} clouds x {self.points.shape[1]:,} points"
-        dropped = f", {self.num_dropped:,} bad points dropped" if self.num_dropped else ""
-        return f"{self.title} ({self.layout}): {size}, {labelled}{parts}, {len(self.bad_files)} bad files{dropped}"
+        size = f"{counted(len(self), 'cloud')} x {counted(self.points.shape[1], 'point')}"
+        dropped = f", {counted(self.num_dropped, 'bad point')} dropped" if self.num_dropped else ""
+        bad_files = counted(len(self.bad_files), "bad file")
+        return f"{self.title} ({self.layout}): {size}, {labelled}{parts}, {bad_files}{dropped}"
 
 
 def concat(sets: Sequence[PointClouds], num_points: int | None = None) -> PointClouds:

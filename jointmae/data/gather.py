@@ -20,6 +20,7 @@ from jointmae import random
 from jointmae.data.layouts.layout import BadFile, Block, Layout, Names
 from jointmae.data.normalize import normalize_unit_sphere
 from jointmae.errors import DataError
+from jointmae.text import counted
 
 NUM_POINTS = 2048
 """What clouds of unequal size are resampled to, or the size of the largest where that is less."""
@@ -101,7 +102,8 @@ def gather(
             clouds.add(*_finite(block, bad_points, len(clouds.names)))
     if not clouds.names:
         first = f", the first {clouds.bad_files[0]}" if clouds.bad_files else ""
-        raise DataError(layout.path, split, f"not one cloud can be read: {len(clouds.bad_files)} bad files{first}")
+        bad_files = counted(len(clouds.bad_files), "bad file")
+        raise DataError(layout.path, split, f"not one cloud can be read: {bad_files}{first}")
     return _of_one_size(clouds, layout.rows_are_random)
 
 

@@ -18,6 +18,7 @@ from jointmae.data import archive
 from jointmae.data.shapes.read import SUFFIXES
 from jointmae.data.splits import SPLITS, Names
 from jointmae.errors import DataError
+from jointmae.text import counted
 
 MAX_FILES = 1_000_000
 MAX_NAME_BYTES = 1024
@@ -46,6 +47,11 @@ class Tree:
     entries: tuple[Entry, ...]  # in natural order of their names
     classes: Names  # in natural order
     passed_over: tuple[tuple[str, int], ...]  # other suffixes, and how many files of each
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is of a single file that is no archive."""
+        return [entry.path for entry in self.entries if not entry.member] == [self.path]
 
     def splits(self) -> Names:
         """The splits that the folders name, in the order of SPLITS."""
@@ -83,7 +89,8 @@ def find_shapes(path: str | Path) -> Tree:
     found, passed_over = _shapes_among(_members(path) if is_archive else _files(path))
     if not found:
         kinds = " ".join(SUFFIXES)
-        raise DataError(path, "", f"got no shape among {sum(passed_over.values()):,} files, wanted one of {kinds}")
+        files = counted(sum(passed_over.values()), "file")
+        raise DataError(path, "", f"got no shape among {files}, wanted one of {kinds}")
     for item in found:
         _check_name(path, item.name)
     found.sort(key=lambda item: natural_key(item.name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -50,16 +51,19 @@ def read_all(spec: str) -> None:
 def main(spec: str, file: Path, count: int, place: Path) -> None:
     original, num_read = file.read_bytes(), 0
     read_all(spec)
+    faulthandler.register(signal.SIGPROF, chain=True)  # says where, and then ends the process
     with place.open("wb", buffering=0) as places:
         for i in range(count):
             os.pwrite(places.fileno(), i.to_bytes(8, "little"), 0)
             file.write_bytes(variant(original, i))
-            faulthandler.dump_traceback_later(LIMIT_SECONDS, exit=True)
+            signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)  # of processor time: the machine may be busy
+            faulthandler.dump_traceback_later(6 * LIMIT_SECONDS, exit=True)
             try:
                 read_all(spec)
                 num_read += 1
             except DataError as error:
                 assert error.file == str(file) and error.what, error
+            signal.setitimer(signal.ITIMER_PROF, 0)
             faulthandler.cancel_dump_traceback_later()
     print(num_read)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from jointmae import cli
-from jointmae.cli import printable
 from jointmae.errors import UsageError
 from jointmae.files import to_json, write_atomically
+from jointmae.text import printable
 
 DESCRIPTION = """Read all of a data set: bad files, points that are not finite, degenerate clouds, clouds that are
 there twice, counts beside the official ones; and where to get the set, under which terms. The exit code is 3 where

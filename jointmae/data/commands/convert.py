@@ -13,7 +13,6 @@ from typing import Annotated
 import tyro
 
 from jointmae import cli
-from jointmae.cli import printable
 from jointmae.data.conversion import BadFiles, Converted, convert
 from jointmae.data.convert_work import Options, Plan
 from jointmae.data.layouts.layout import SPLITS, UP_AXES, BadFile
@@ -22,6 +21,7 @@ from jointmae.data.tree import Entry, Tree, classes_of, find_shapes, natural_key
 from jointmae.errors import DiskError, UsageError
 from jointmae.progress import duration
 from jointmae.signals import Stopped
+from jointmae.text import counted, printable
 
 DESCRIPTION = """Meshes and clouds of a folder or a .zip archive, one file each, as one .h5 file that every command
 takes as --data. Folders name classes and splits: CLASS/FILE, train/CLASS/FILE or CLASS/train/FILE; of several SRC
@@ -127,8 +127,8 @@ def _is_utf8(text: str) -> bool:
 
 
 def make_plan(trees: Sequence[Tree], config: ConvertConfig) -> Plan:
-    """One list of files and classes from all sources; of several, names begin with that of their source."""
-    if len(trees) > 1 and not any(tree.classes for tree in trees):  # a folder each, as the shell makes of meshes/*
+    """One list of files and classes from all sources; of several, names begin with that of their folder or archive."""
+    if len(trees) > 1 and not any(tree.classes or tree.is_file for tree in trees):  # as the shell makes of meshes/*
         trees = [_as_class(tree) for tree in trees]
         print(printable(f"each source is a class: {', '.join(tree.classes[0] for tree in trees)}"))
     entries = [entry for tree in trees for entry in tree.entries]
@@ -137,7 +137,7 @@ def make_plan(trees: Sequence[Tree], config: ConvertConfig) -> Plan:
         if twice := [title for title in titles if titles.count(title) > 1]:
             raise UsageError(f"two sources are called {twice[0]}: rename one, as names begin with that of the source")
         entries = [
-            dataclasses.replace(entry, name=f"{title}/{entry.name}")
+            dataclasses.replace(entry, name=title if tree.is_file else f"{title}/{entry.name}")
             for title, tree in zip(titles, trees, strict=True)
             for entry in tree.entries
         ]
@@ -180,7 +180,7 @@ def describe(out: Path, plan: Plan, converted: Converted, seconds: float) -> Non
     """What was written, in a few lines."""
     list_bad(converted.bad_files)
     clouds = ", ".join(f"{count:,} {split}" for split, count in converted.num_clouds.items())
-    bad = f", {len(converted.bad_files):,} bad files left out" if converted.bad_files else ""
+    bad = f", {counted(len(converted.bad_files), 'bad file')} left out" if converted.bad_files else ""
     size = f"{os.path.getsize(out) / 2**20:.1f} MiB in {duration(seconds)}"
     print(f"{out}: {clouds} clouds x {plan.options.num_points:,} points, {len(plan.classes)} classes{bad}; {size}")
     if converted.empty_classes:

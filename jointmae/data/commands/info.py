@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from jointmae import cli
+from jointmae.text import counted, printable
 
 if TYPE_CHECKING:
     from jointmae.data.layouts.layout import Layout
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     config = cli.parse(InfoConfig(), argv, "jointmae.data info", DESCRIPTION)
     for line in describe(config.path):
-        print(cli.printable(line), flush=True)
+        print(printable(line), flush=True)
     return 0
 
 
@@ -66,10 +67,11 @@ def _describe_split(layout: Layout, split: str) -> Iterator[str]:
         num_labelled += int((block.labels >= 0).sum())
         num_bad_points += int((~np.isfinite(block.points).all(axis=1)).sum())
         has_parts = has_parts or block.parts is not None
-    points = f"{largest:,}" if smallest >= largest else f"{smallest:,} to {largest:,}"
+    points = counted(largest, "point") if smallest >= largest else f"{smallest:,} to {largest:,} points"
     parts = f", {len(layout.part_names)} parts" if has_parts else ""
-    bad_points = f", {num_bad_points:,} points that are not finite" if num_bad_points else ""
-    yield f"  {split}: {num_clouds:,} clouds x {points} points, {num_labelled:,} labelled{parts}{bad_points}"
+    bad_points = f", {counted(num_bad_points, 'point')} not finite" if num_bad_points else ""
+    if num_clouds:
+        yield f"  {split}: {counted(num_clouds, 'cloud')} x {points}, {num_labelled:,} labelled{parts}{bad_points}"
     if bad_files:
-        yield f"  {split}: {len(bad_files)} bad files"
+        yield f"  {split}: {counted(len(bad_files), 'bad file')}"
         yield from bad_files[:SHOWN_BAD_FILES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jointmae.data import archive
 from jointmae.data.layouts.folders import Folders
 from jointmae.data.layouts.layout import Layout, Names
 from jointmae.data.layouts.modelnet_hdf5 import ModelNetHdf5
@@ -12,6 +13,7 @@ from jointmae.data.layouts.own_h5 import OwnH5
 from jointmae.data.layouts.scanobjectnn import ScanObjectNN
 from jointmae.data.layouts.shapenet55 import ShapeNet55
 from jointmae.data.layouts.shapenet_part import ShapeNetPart
+from jointmae.data.shapes.read import SUFFIXES
 from jointmae.errors import DataError
 
 LAYOUTS: tuple[type[Layout], ...] = (
@@ -24,7 +26,11 @@ LAYOUTS: tuple[type[Layout], ...] = (
     Folders,  # last: the others are folders of files too
 )
 _MISSING = 'give the path of an .h5 file, of a folder or a file of shapes, or "furniture"'
-_UNKNOWN = "its trees are printed by `python -m jointmae.data layouts`"
+_UNKNOWN = "their trees are printed by `python -m jointmae.data layouts`"
+_ADVICE = {
+    ".laz": ": unpack it to .las first",
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".dat"), ": pickles are never loaded, save arrays as .npz"),
+}
 
 
 def find(spec: str | Path) -> Layout:
@@ -39,6 +45,10 @@ def find(spec: str | Path) -> Layout:
         variants = layout.variants(path)
         if variants:
             return layout(path, _chosen(path, layout, variants, wanted))
+    if path.is_file():
+        suffix = path.suffix.lower()
+        wanted = f"an .h5 file, one of {' '.join(archive.SUFFIXES)}, or one of {' '.join(SUFFIXES)}"
+        raise DataError(path, "", f"got {suffix or 'no suffix'}, wanted {wanted}{_ADVICE.get(suffix, ': convert it')}")
     kinds = ", ".join(layout.kind for layout in LAYOUTS)
     raise DataError(path, "", f"is no data set that can be read, wanted one of {kinds}: {_UNKNOWN}")
 

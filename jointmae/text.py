@@ -1,0 +1,13 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str, ending: str = "s") -> str:
+    """As in "1 cloud", "1,200 clouds", "2 processes"."""
+    return f"{number:,} {noun}{'' if number == 1 else ending}"
+
+
+def printable(line: str) -> str:
+    """The line without what could steer a terminal: names and texts are a file's own."""
+    return "".join(c if c.isprintable() else "?" for c in line)

@@ -395,7 +395,7 @@ def test_the_command_prints_what_a_file_holds(tmp_path: Path, capsys: pytest.Cap
     path = write(tmp_path / "set.h5", {"train/points": random_points(2, 5), "train/label": [0, -1]}, source="a\x1b[2Jb")
     assert main(["info", str(path)]) == 0
     out = capsys.readouterr().out
-    assert f"{path}: jointmae h5, 1 classes, up +y" in out and "train: 2 clouds x 5 points, 1 labelled" in out
+    assert f"{path}: jointmae h5, 1 class, up +y" in out and "train: 2 clouds x 5 points, 1 labelled" in out
     assert "\x1b" not in out
 
 

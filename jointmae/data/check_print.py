@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jointmae.data.check import Findings, Listing, SplitFindings
+from jointmae.text import counted
 
 _MAX_LINES = 10
 """Examples of each kind that are printed; --json has more."""
@@ -14,7 +15,7 @@ _MAX_LINES = 10
 def report(findings: Findings) -> Iterator[str]:
     """What there is, what is wrong, what to know, and where the set comes from."""
     variant = f", variant {findings.variant}" if findings.variant else ""
-    yield f"{findings.path}: {findings.kind}{variant}, {len(findings.classes)} classes, up {findings.up_axis}"
+    yield f"{findings.path}: {findings.kind}{variant}, {counted(len(findings.classes), 'class', 'es')}, up {findings.up_axis}"
     for split in findings.splits:
         yield f"  {_split(split)}"
     yield from _wrong(findings)

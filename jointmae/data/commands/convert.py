@@ -182,6 +182,7 @@ def describe(out: Path, plan: Plan, converted: Converted, seconds: float) -> Non
     clouds = ", ".join(f"{count:,} {split}" for split, count in converted.num_clouds.items())
     bad = f", {counted(len(converted.bad_files), 'bad file')} left out" if converted.bad_files else ""
     size = f"{os.path.getsize(out) / 2**20:.1f} MiB in {duration(seconds)}"
-    print(f"{out}: {clouds} clouds x {plan.options.num_points:,} points, {len(plan.classes)} classes{bad}; {size}")
+    points, classes = counted(plan.options.num_points, "point"), counted(len(plan.classes), "class", "es")
+    print(f"{out}: {clouds} clouds x {points}, {classes}{bad}; {size}")
     if converted.empty_classes:
         print(printable(f"classes without a cloud, which keep their places: {', '.join(converted.empty_classes)}"))

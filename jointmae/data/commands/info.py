@@ -40,7 +40,7 @@ def describe(spec: str) -> Iterator[str]:
 
     layout = layout_of(spec)
     variant = f" ({layout.variant})" if layout.variant else ""
-    yield f"{spec}: {layout.kind}{variant}, {len(layout.classes)} classes, up {layout.up_axis}"
+    yield f"{spec}: {layout.kind}{variant}, {counted(len(layout.classes), 'class', 'es')}, up {layout.up_axis}"
     for split in layout.splits:
         yield from _describe_split(layout, split)
     if layout.classes:
@@ -68,7 +68,7 @@ def _describe_split(layout: Layout, split: str) -> Iterator[str]:
         num_bad_points += int((~np.isfinite(block.points).all(axis=1)).sum())
         has_parts = has_parts or block.parts is not None
     points = counted(largest, "point") if smallest >= largest else f"{smallest:,} to {largest:,} points"
-    parts = f", {len(layout.part_names)} parts" if has_parts else ""
+    parts = f", {counted(len(layout.part_names), 'part')}" if has_parts else ""
     bad_points = f", {counted(num_bad_points, 'point')} not finite" if num_bad_points else ""
     if num_clouds:
         yield f"  {split}: {counted(num_clouds, 'cloud')} x {points}, {num_labelled:,} labelled{parts}{bad_points}"

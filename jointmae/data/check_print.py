@@ -15,7 +15,8 @@ _MAX_LINES = 10
 def report(findings: Findings) -> Iterator[str]:
     """What there is, what is wrong, what to know, and where the set comes from."""
     variant = f", variant {findings.variant}" if findings.variant else ""
-    yield f"{findings.path}: {findings.kind}{variant}, {counted(len(findings.classes), 'class', 'es')}, up {findings.up_axis}"
+    classes = counted(len(findings.classes), "class", "es")
+    yield f"{findings.path}: {findings.kind}{variant}, {classes}, up {findings.up_axis}"
     for split in findings.splits:
         yield f"  {_split(split)}"
     yield from _wrong(findings)

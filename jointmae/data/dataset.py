@@ -97,9 +97,8 @@ class PointClouds:
     def describe(self) -> str:
         """One line for people: clouds, points, classes, bad files."""
         num_labelled = int((self.labels >= 0).sum())
-        labelled = (
-            f"{counted(len(self.classes), 'class', 'es')}, {num_labelled:,} labelled" if num_labelled else "no labels"
-        )
+        classes = counted(len(self.classes), "class", "es")
+        labelled = f"{classes}, {num_labelled:,} labelled" if num_labelled else "no labels"
         parts = "" if self.parts is None else f", {counted(len(self.part_names), 'part')}"
         size = f"{counted(len(self), 'cloud')} x {counted(self.points.shape[1], 'point')}"
         dropped = f", {counted(self.num_dropped, 'bad point')} dropped" if self.num_dropped else ""

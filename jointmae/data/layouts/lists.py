@@ -94,15 +94,21 @@ def missing(path: Path, names: Iterable[str], tree: str) -> DataError:
     return DataError(path, "", f"holds no {' and no '.join(names)}; wanted\n{tree}")
 
 
-def _read_text(path: Path) -> str:
+def read_at_most(path: Path, max_bytes: int, is_it: str) -> bytes:
+    """A file of at most so many bytes. Raises DataError, of a larger one with the question whether `is_it`."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_LIST_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(path, "", f"cannot be read ({reason}): copy the list of the set there") from error
-    if len(data) > MAX_LIST_BYTES:
-        raise DataError(path, "", f"has more than {MAX_LIST_BYTES:,} bytes: is it a list of files?")
+        raise DataError(path, "", f"cannot be read ({reason}): copy it again, or correct the list of it") from error
+    if len(data) > max_bytes:
+        raise DataError(path, "", f"has more than {max_bytes:,} bytes: is it {is_it}?")
+    return data
+
+
+def _read_text(path: Path) -> str:
+    data = read_at_most(path, MAX_LIST_BYTES, "a list of files")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from jointmae.data import official
 from jointmae.data.layouts.layout import BadFile, Block, Layout, Names
-from jointmae.data.layouts.lists import expect_below, is_file, missing, read_json_lines, read_lines, shown
+from jointmae.data.layouts.lists import expect_below, is_file, missing, read_at_most, read_json_lines, read_lines, shown
 from jointmae.data.layouts.many import Entry, count_hdf5, file_blocks, hdf5_blocks
 from jointmae.data.layouts.modelnet_hdf5 import files_of_list
 from jointmae.errors import DataError
@@ -177,14 +177,7 @@ def _read_text(path: Path) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
 
 def _read_rows(path: Path) -> NDArray[np.float64]:
     """[N, columns], N >= 1."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(path, "", f"cannot be read ({reason}): copy the set again, or take it from the list") from error
-    if len(data) > MAX_TEXT_BYTES:
-        raise DataError(path, "", f"has more than {MAX_TEXT_BYTES:,} bytes: is it one cloud?")
+    data = read_at_most(path, MAX_TEXT_BYTES, "one cloud")
     if not data.strip():
         raise DataError(path, "", "is empty: copy it again")
     try:

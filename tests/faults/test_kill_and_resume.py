@@ -120,7 +120,7 @@ def test_asked_to_stop(whole, tmp_path, number, code, name):
 PHASES = {
     "data": ("jointmae.trainer.load_training_data", False),
     "building the model": ("jointmae.step.adamw", False),
-    "the first step": ("jointmae.step.augment", True),
+    "the first step": ("jointmae.pretraining.augment", True),
     "a save": ("jointmae.checkpoint.save", True),
     "the last weights": ("jointmae.trainer.write_atomically", True),
     "evaluation": ("jointmae.evaluate.write_atomically", True),

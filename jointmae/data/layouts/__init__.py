@@ -29,7 +29,7 @@ _MISSING = 'give the path of an .h5 file, of a folder or a file of shapes, or "f
 _UNKNOWN = "their trees are printed by `python -m jointmae.data layouts`"
 _ADVICE = {
     ".laz": ": unpack it to .las first",
-    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".dat"), ": pickles are never loaded, save arrays as .npz"),
+    **dict.fromkeys((".pkl", ".pt", ".pth", ".dat"), ": pickles are never loaded, save arrays as .npz"),
 }
 
 

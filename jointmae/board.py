@@ -20,7 +20,7 @@ import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard.summary import mesh
 
 from jointmae.config import TrainConfig
@@ -70,11 +70,12 @@ class Board:
         ]
         self._write(summary=Summary(value=values), step=record["step"])
 
-    def draw(self, model: JointMAE, step: int, force: bool) -> None:
+    def draw(self, model: nn.Module, step: int, force: bool) -> None:
         """Depth maps and clouds at the end of `step`, if the last drawing is long ago (or if forced).
 
         `model` stays as it is. A model that predicts what is not finite is not drawn: its next step ends the run.
         """
+        assert isinstance(model, JointMAE)
         due = time.monotonic() - self._drawn_at >= DRAW_SECONDS
         if not force and not (due and step - self._drawn_step >= self._num_steps / MAX_DRAWINGS):
             return

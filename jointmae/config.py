@@ -14,6 +14,7 @@ from typing import Any, Literal
 PATCH_SIZE = 16  # pixels along the side of one 2D token: 4x4 patches, then two convolutions of stride 2 (section 3.1)
 
 Scope = Literal["local", "global"]
+Augmentation = Literal["scale+shift", "rotate", "scale+shift+rotate", "none"]
 
 
 @dataclass(frozen=True)
@@ -149,25 +150,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One pre-training run. What decides the bytes of its results: `jointmae.run_folder`."""
+class RunConfig:
+    """What all runs that train have in common. What decides the bytes of their results: `jointmae.run_folder`."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    preset: str = "tiny"
-    """Size of the model: tiny (a laptop CPU), small, or paper."""
-    recipe: str = "best"
-    """Choices of the method: best (ours), paper (the paper's words, the family's habits), 3d-only (no depth maps)."""
     data: tuple[str, ...] = ("furniture",)
     """What to train on: "furniture" (ships with the package), or paths of sets in any layout that
     `python -m jointmae.data layouts` lists; several are joined."""
-    splits: tuple[str, ...] = ("train", "extra")
-    """Splits of the data to train on; those that a file lacks are passed over."""
     bad_points: Literal["error", "drop"] = "error"
     """Points that are not finite end the run, or are left out and counted."""
     skip_bad: bool = False
     """Files that cannot be read are left out and counted."""
     out: str = ""
-    """The run's folder; empty: runs/<preset>-<data>-<seed>."""
+    """The run's folder; empty: one below runs/, named after what is trained, the data and the seed."""
     epochs: int = 300
     """Passes over the data; the learning rate reaches its lowest at the last."""
     max_steps: int = 0
@@ -187,8 +181,8 @@ class TrainConfig:
     """Decay rates of AdamW's moments."""
     clip_grad: float = 0.0
     """Largest norm of the gradient (0: no clipping)."""
-    augment: Literal["scale+shift", "none"] = "scale+shift"
-    """Random scale and shift of every cloud, or the clouds as they are."""
+    augment: Augmentation = "scale+shift"
+    """Random scale and shift of every cloud, a random turn about its up axis, both, or the clouds as they are."""
     seed: int = 0
     """Of the initial weights and of every random choice."""
     device: str = "auto"
@@ -214,7 +208,20 @@ class TrainConfig:
     dry_run: bool = False
     """Print what would be trained and where, and stop."""
     evaluate: bool = True
-    """Linear SVM and report at the end."""
+    """Evaluation and report at the end."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """One pre-training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    preset: str = "tiny"
+    """Size of the model: tiny (a laptop CPU), small, or paper."""
+    recipe: str = "best"
+    """Choices of the method: best (ours), paper (the paper's words, the family's habits), 3d-only (no depth maps)."""
+    splits: tuple[str, ...] = ("train", "extra")
+    """Splits of the data to train on; those that a file lacks are passed over."""
     tensorboard: bool = False
     """Curves, depth maps and clouds for TensorBoard in the run's folder while it goes on; needs jointmae[tb]."""
 
@@ -222,7 +229,7 @@ class TrainConfig:
 RESUMABLE_CHANGES = frozenset(
     "out device threads resume dry_run evaluate tensorboard compile cuda_graphs accumulate auto_batch parallel".split()
 )
-"""Fields of TrainConfig that may differ between a run and its continuation."""
+"""Fields of a config that may differ between a run and its continuation."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from jointmae.config import PATCH_SIZE, ModelConfig, TrainConfig
+from jointmae.config import PATCH_SIZE, ModelConfig, RunConfig, TrainConfig
 from jointmae.errors import UsageError
 
 
@@ -21,29 +21,35 @@ class Rule(NamedTuple):
 
 def require_valid(config: TrainConfig) -> None:
     """Raises UsageError naming the first option whose value no run can have, and the values that it may have."""
-    _require(_training_rules(config))
+    require_valid_run(config)
+    require([Rule("--splits", config.splits, "names of splits, as in --splits train", bool(config.splits))])
     require_valid_model(config.model)
     if config.tensorboard and find_spec("tensorboard") is None:
         raise UsageError("--tensorboard needs a package that is not installed: pip install 'jointmae[tb]'")
 
 
+def require_valid_run(config: RunConfig) -> None:
+    """The same for what all runs have in common."""
+    require(_training_rules(config))
+
+
 def require_valid_model(model: ModelConfig) -> None:
     """The same for a model alone."""
-    _require([*_size_rules(model), *_objective_rules(model)])
+    require([*_size_rules(model), *_objective_rules(model)])
 
 
-def _require(rules: list[Rule]) -> None:
+def require(rules: list[Rule]) -> None:
+    """The same for rules of one's own."""
     for rule in rules:
         if not rule.holds:
             value = " ".join(map(str, rule.value)) if isinstance(rule.value, tuple) else rule.value
             raise UsageError(f"{rule.option} must be {rule.wanted}, got {value if value != '' else 'nothing'}")
 
 
-def _training_rules(config: TrainConfig) -> list[Rule]:
+def _training_rules(config: RunConfig) -> list[Rule]:
     lowest, peak = config.min_lr, config.lr
     return [
         Rule("--data", config.data, 'paths of data sets, or "furniture"', bool(config.data) and all(config.data)),
-        Rule("--splits", config.splits, "names of splits, as in --splits train", bool(config.splits)),
         Rule("--epochs", config.epochs, "at least 1", config.epochs >= 1),
         Rule("--max-steps", config.max_steps, "at least 0 (0: no limit)", config.max_steps >= 0),
         Rule("--batch-size", config.batch_size, "at least 1", config.batch_size >= 1),

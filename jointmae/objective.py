@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jointmae.config import TrainConfig
+from jointmae.config import RunConfig
 from jointmae.data import PointClouds
 from jointmae.distributed import World
 
@@ -26,8 +26,10 @@ class Objective(nn.Module):
 
     names: tuple[str, ...]
     """Of the values of `Losses`, as in metrics.jsonl."""
+    shown: dict[str, str]
+    """Those that are worth a word on the terminal, and the word."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: RunConfig) -> None:
         """`model` is trained in place, where it is."""
         super().__init__()
         self.model, self.config = model, config

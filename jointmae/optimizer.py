@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jointmae.config import TrainConfig
+from jointmae.config import RunConfig
 from jointmae.parallel import like, whole
 
 _TOKENS = ("modality_2d", "modality_3d", "mask_token_2d", "mask_token_3d", "depth_position", "decoder_depth_position")
 
 
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def adamw(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     """The optimizer of a run."""
     groups = parameter_groups(model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

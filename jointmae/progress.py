@@ -26,9 +26,7 @@ class Snapshot:
     num_epochs: int
     step: int
     num_steps: int
-    loss_3d: float
-    loss_2d: float
-    loss_cross: float
+    losses: dict[str, float]  # by what they are called here
     lr: float
     clouds_per_second: float
     seconds_left: float  # infinite where it is not known
@@ -36,9 +34,9 @@ class Snapshot:
 
     def line(self) -> str:
         """One line of at most about 130 characters."""
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
         return (
-            f"epoch {self.epoch + 1}/{self.num_epochs}  step {self.step}/{self.num_steps}  "
-            f"L_3D {self.loss_3d:.4f}  L_2D {self.loss_2d:.4f}  L_3D-2D {self.loss_cross:.4f}  lr {self.lr:.1e}  "
+            f"epoch {self.epoch + 1}/{self.num_epochs}  step {self.step}/{self.num_steps}  {losses}  lr {self.lr:.1e}  "
             f"{self.clouds_per_second:.0f} clouds/s  {self.memory_bytes / 2**30:.1f} GiB  "
             f"ETA {duration(self.seconds_left)}"
         )

@@ -41,6 +41,10 @@ class Purpose(IntEnum):
     DROP_PATH = 7  # residual branches left out
     DROPOUT = 8  # features left out
     INIT = 9  # initial weights
+    ROTATE = 10  # augmentation: turn about the up axis
+    VALIDATION = 11  # which training clouds are held out
+    VOTE = 12  # augmented copies of test clouds
+    EPISODE = 13  # classes and clouds of a few-shot run
 
 
 def keys(seed: int, epoch: int | Tensor, sample_ids: Tensor, purpose: Purpose) -> Tensor:

@@ -36,30 +36,29 @@ from typing import IO, Any
 
 from jointmae import __version__
 from jointmae.build_info import ROOT
-from jointmae.config import RESUMABLE_CHANGES, TrainConfig, to_dict
+from jointmae.config import RESUMABLE_CHANGES, RunConfig, to_dict
 from jointmae.errors import CheckpointError, UsageError
 from jointmae.files import disk_errors, lock_folder, make_folder, sync_folder, to_json, write_atomically
 
 _MAY_GROW = ("epochs", "max_steps")
 
 
-def default_folder(config: TrainConfig) -> Path:
-    """runs/<preset>-<data>-<seed>, with the recipe where it is not the default one."""
+def runs_folder(what: str, config: RunConfig) -> Path:
+    """runs/<what>-<data>-<seed>."""
     data = "+".join(Path(os.path.abspath(name)).stem.replace(":", "-") for name in config.data)
-    preset = config.preset if config.recipe == "best" else f"{config.preset}-{config.recipe}"
-    return Path("runs") / f"{preset}-{data}-{config.seed}"
+    return Path("runs") / f"{what}-{data}-{config.seed}"
 
 
 class RunFolder:
     """The folder of a run, new or to be continued, and its files. Nothing is written before `claim`."""
 
-    def __init__(self, path: Path, config: TrainConfig, data_sha256: str) -> None:
-        """Raises UsageError if the folder holds another run or other files."""
+    def __init__(self, path: Path, config: RunConfig, inputs: dict[str, str]) -> None:
+        """`inputs` are the sums of what is read. Raises UsageError if the folder holds another run or other files."""
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._files: dict[str, IO[str]] = {}
         self._lock: int | None = None
-        self._config = {**to_dict(config), "data_sha256": data_sha256}
+        self._config = {**to_dict(config), **inputs}
         with disk_errors(path):
             entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
         if "config.json" in entries:

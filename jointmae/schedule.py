@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jointmae.config import TrainConfig
+from jointmae.config import RunConfig
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Steps of a run and their learning rate: linear warm-up, then half a cosine."""
 
-    config: TrainConfig
+    config: RunConfig
     steps_per_epoch: int
 
     @property

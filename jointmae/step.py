@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointmae import parallel
-from jointmae.config import TrainConfig
+from jointmae.config import RunConfig
 from jointmae.data import PointClouds
 from jointmae.device import is_out_of_memory, return_freed_memory
 from jointmae.distributed import World
@@ -191,6 +191,6 @@ class Step:
             return_freed_memory(self.device)
 
 
-def wants_compile(config: TrainConfig, device: torch.device) -> bool:
+def wants_compile(config: RunConfig, device: torch.device) -> bool:
     """Whether the step is compiled: by default on a GPU."""
     return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")

@@ -22,7 +22,7 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     config = parse_args(argv)
-    from jointmae.trainer import train  # here, so that --help does not wait for torch
+    from jointmae.pretraining import train  # here, so that --help does not wait for torch
 
     return train(config)
 

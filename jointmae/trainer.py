@@ -1,4 +1,4 @@
-"""The pre-training loop: `train(config)`. B clouds of a batch, N points.
+"""The loop of every run that trains: `run(task)`. B clouds of a batch.
 
 Everything random is a function of (seed, epoch, sample id), so that a run which was killed and resumed ends in the same
 bytes as one that was not. What decides those bytes, and on which devices: `jointmae.run_folder`.
@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jointmae import checkpoint, random
 from jointmae.checkpoint import Checkpoint
-from jointmae.config import TrainConfig
-from jointmae.data import PointClouds, concat, load, splits_of
+from jointmae.config import RunConfig
 from jointmae.device import (
     choose_device,
     is_out_of_memory,
@@ -41,16 +40,14 @@ from jointmae.errors import (
     WorkerError,
 )
 from jointmae.files import to_json, write_atomically
-from jointmae.limits import require_valid
-from jointmae.model import JointMAE
 from jointmae.optimizer import load_state_tensors, state_tensors
 from jointmae.parallel import is_sharded, like, whole
-from jointmae.pretraining import Pretraining
 from jointmae.progress import Pace, Progress, Snapshot
-from jointmae.run_folder import RunFolder, default_folder
+from jointmae.run_folder import RunFolder
 from jointmae.schedule import Schedule
 from jointmae.signals import Stopped, StopSignals
 from jointmae.step import Step
+from jointmae.task import Task
 from jointmae.text import counted, printable
 
 if TYPE_CHECKING:
@@ -64,43 +61,45 @@ _SHOWN_BAD_FILES = 5
 Result = TypeVar("Result")
 
 
-def train(config: TrainConfig) -> int:
-    """Trains, or goes on, or finds that all is done; returns the exit code."""
-    require_valid(config)
+@contextlib.contextmanager
+def session(config: RunConfig) -> Iterator[tuple[torch.device, World]]:
+    """The device that `config` asks for and the processes that this one works with, for the runs within."""
     device = choose_device(config.device)
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
     with joined(device) as world, lost_processes_named():
-        return _train(config, device, world)
+        yield device, world
 
 
-def _train(config: TrainConfig, device: torch.device, world: World) -> int:
+def run(make_task: Callable[[], Task], world: World) -> int:
+    """Trains, or goes on, or finds that all is done; returns the exit code."""
     with out_of_memory_errors("while reading the data", "Train on fewer or smaller files."):
         with world.in_turn():  # what the first one decodes, the others of its machine find in the cache
-            clouds = load_training_data(config, device)
-    path = Path(config.out) if config.out else default_folder(config)
+            task = make_task()
+    config, clouds = task.config, task.clouds
+    path = Path(config.out) if config.out else task.default_folder
     schedule = Schedule(config, len(clouds) // min(config.batch_size, len(clouds)))
     _require_enough(min(config.batch_size, len(clouds)), world.size, config.accumulate)
     if config.auto_batch and config.parallel == "fsdp" and world.size > 1:
         raise UsageError(
             "--auto-batch tries what fits in each process alone, --parallel fsdp has none: use --accumulate"
         )
-    run = RunFolder(path, config, clouds.sha256)
-    if run.is_finished(schedule.num_steps, evaluated=config.evaluate):
+    folder = RunFolder(path, config, task.inputs)
+    if folder.is_finished(schedule.num_steps, evaluated=config.evaluate):
         if world.leads:
-            print(f"finished  {path}\n{run.status().get('result', '')}".rstrip())
+            print(f"finished  {path}\n{folder.status().get('result', '')}".rstrip())
         return 0
     if world.leads:
-        print(describe(config, clouds, schedule, path, world), flush=True)
+        print(describe(task, schedule, path, world), flush=True)
     if config.dry_run:
         return 0
-    with contextlib.closing(run):
+    with contextlib.closing(folder):
         if world.leads:
-            run.claim()
+            folder.claim()
         world.meet()  # who is refused the folder ends here, before others read what is in it
-        return Trainer(config, clouds, schedule, run, world).run()
+        return Trainer(task, schedule, folder, world).run()
 
 
 def _require_enough(batch_size: int, num_processes: int, num_parts: int) -> None:
@@ -112,28 +111,17 @@ def _require_enough(batch_size: int, num_processes: int, num_parts: int) -> None
         )
 
 
-def load_training_data(config: TrainConfig, device: torch.device) -> PointClouds:
-    """The clouds of all --data, joined, on the device. Raises UsageError for a set that has none of --splits."""
-    sets = []
-    for name in config.data:
-        splits = [split for split in config.splits if split in splits_of(name)]
-        if not splits:
-            there, wanted = ", ".join(splits_of(name)), " ".join(config.splits)
-            raise UsageError(f"--data {name} has none of --splits {wanted}; it has {there}")
-        sets.append(load(name, splits, bad_points=config.bad_points, skip_bad=config.skip_bad))
-    return (sets[0] if len(sets) == 1 else concat(sets)).to(device)
-
-
-def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path: Path, world: World) -> str:
+def describe(task: Task, schedule: Schedule, path: Path, world: World) -> str:
     """What is about to be trained, and where."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in JointMAE(config.model).parameters())
+    config, clouds = task.config, task.clouds
+    first, *more = task.describe()
     lines = [
-        f"jointmae: {config.preset} ({parameters / 1e6:.2f} M parameters), recipe {config.recipe}",
+        first,
         f"data      {clouds.describe()}",
         f"schedule  {counted(schedule.num_steps, 'step')} of {counted(min(config.batch_size, len(clouds)), 'cloud')}, "
         f"{counted(config.epochs, 'epoch')}",
         f"run       {path}",
+        *more,
     ]
     lines += [printable(f"left out  {file}") for file in clouds.bad_files[:_SHOWN_BAD_FILES]]
     if len(clouds.bad_files) > _SHOWN_BAD_FILES:
@@ -142,9 +130,6 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
         lines.append(f"processes {world.size}")
     if len(clouds) < config.batch_size:
         lines.append(f"note: only {counted(len(clouds), 'cloud')}, so that is the batch size")
-    there, wanted = clouds.points.shape[1], config.model.num_points
-    if there < wanted:
-        lines.append(f"note: clouds have {there:,} points, --num-points {wanted} repeats them")
     if config.warmup_epochs >= config.epochs:
         lines.append(f"note: the warm-up of {config.warmup_epochs:g} epochs takes the whole run; see --warmup-epochs")
     return "\n".join(lines)
@@ -153,24 +138,23 @@ def describe(config: TrainConfig, clouds: PointClouds, schedule: Schedule, path:
 class Trainer:
     """One run: on one device, or this process's part of one on several."""
 
-    def __init__(
-        self, config: TrainConfig, clouds: PointClouds, schedule: Schedule, run: RunFolder, world: World | None = None
-    ) -> None:
-        self.config, self.clouds, self.schedule, self.folder = config, clouds, schedule, run
+    def __init__(self, task: Task, schedule: Schedule, folder: RunFolder, world: World | None = None) -> None:
+        self.task, self.schedule, self.folder = task, schedule, folder
+        self.config, self.clouds = task.config, task.clouds
         self.world = world or World()
-        self.device = clouds.device
-        self.batch_size = min(config.batch_size, len(clouds))
-        dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.device = self.clouds.device
+        self.batch_size = min(self.config.batch_size, len(self.clouds))
+        dtype = torch.float64 if self.config.precision == "fp64" else torch.float32
         advice = "Try a smaller --preset and another --out."
         with out_of_memory_errors(f"while building the model ({self._peak()})", advice):
-            self.model = JointMAE(config.model, seed=config.seed).to(self.device, dtype).train()
-            self.objective = Pretraining(self.model, config)
-            self.one_step = Step(self.objective, clouds, self.world)
+            self.model = task.new_model().to(self.device, dtype).train()
+            self.objective = task.objective(self.model)
+            self.one_step = Step(self.objective, self.clouds, self.world)
         self.step = 0
         self._results: list[Tensor] = []  # of the last steps, as `Step.run` gives them, still on the device
         self.window: list[list[float]] = []  # losses and gradient norm of each fetched step since the last line
         self.epoch_losses: list[float] = []
-        self.best: dict[str, float] = {}  # the epoch with the lowest mean loss
+        self.best: dict[str, float] = {}  # the step and the score of the epoch that was best
         self._order_epoch, self._order = -1, torch.empty(0, dtype=torch.int64)  # sorted once an epoch, not once a step
         self._saved_step = 0  # of the newest checkpoint in the folder
         self._last_checkpoint = time.monotonic()
@@ -252,10 +236,7 @@ class Trainer:
             checkpoint.discard_after(self.folder.checkpoints, found.step)
             print(f"resumed from step {found.step}", flush=True)
         self.folder.cut_after(logged)
-        if self.config.tensorboard:
-            from jointmae.board import Board  # TensorBoard, scikit-learn and matplotlib load only when they are needed
-
-            self.board = Board(self.folder.path, self.config, self.clouds, self.schedule.num_steps, logged)
+        self.board = self.task.board(self.folder, self.schedule.num_steps, logged)
         self._write_status("running")
 
     def _restore(self, found: Checkpoint) -> int:
@@ -381,25 +362,38 @@ class Trainer:
         self.pace.step()
         last = self.step == self.schedule.num_steps
         epoch_ends = self.step % self.schedule.steps_per_epoch == 0
-        line_due = self.step % LOG_STEPS == 0 or bool(diagnostics)
+        validated = self._validate() if epoch_ends else {}
+        line_due = self.step % LOG_STEPS == 0 or bool(diagnostics) or bool(validated)
         if self.device.type == "cpu" or line_due or epoch_ends or last:
             self._fetch()
             if progress is not None:
                 progress.show(self._snapshot(), force=last or self.step == 1)
         if line_due:
-            self._log(diagnostics)
+            self._log({**diagnostics, **validated})
             self.window = []
         if epoch_ends:
-            self._end_epoch()
-            self._save()
-        if self.config.tensorboard and (epoch_ends or last):
+            self._end_epoch(validated)
+            if self.task.saves_every_epoch:
+                self._save()
+        if epoch_ends or last:
             self._draw(force=last)
 
+    def _validate(self) -> dict[str, float]:
+        """What the task finds at the end of an epoch, told to all processes."""
+        if not self.task.validates:
+            return {}
+        self._fetch()
+        model = self._in_one_piece()
+        return self.task.validate(model) if self.world.leads else {}
+
     def _draw(self, force: bool) -> None:
-        """Every process takes part where each has a shard of the weights."""
-        model = self._whole_model(self._weights()) if is_sharded(self.model) else self.model
-        if self.board is not None:
+        model = self._in_one_piece() if self.task.draws else None
+        if self.board is not None and model is not None:
             self.board.draw(model, self.step, force)
+
+    def _in_one_piece(self) -> nn.Module:
+        """The model; a copy where each process has a shard of the weights, which all of them take part in."""
+        return self._whole_model(self._weights()) if is_sharded(self.model) else self.model
 
     def _fetch(self) -> None:
         """Waits for the device: the losses of the last steps. Raises NonFiniteError naming the first that is not."""
@@ -436,10 +430,10 @@ class Trainer:
         """Clouds a second since the last line."""
         return self.batch_size * self._timed_steps / max(time.monotonic() - self._timed_from, 1e-9)
 
-    def _end_epoch(self) -> None:
-        mean = sum(self.epoch_losses) / len(self.epoch_losses)
-        if not self.best or mean < self.best["loss"]:
-            self.best = {"step": self.step, "loss": mean}
+    def _end_epoch(self, validated: dict[str, float]) -> None:
+        score = self.task.score(sum(self.epoch_losses) / len(self.epoch_losses), validated)
+        if not self.best or score > self.best["score"]:
+            self.best = {"step": self.step, "score": score}
         self.epoch_losses = []
 
     def _save(self) -> None:
@@ -462,15 +456,13 @@ class Trainer:
         return {name: whole(value).contiguous() for name, value in self.model.state_dict().items()}
 
     def _snapshot(self) -> Snapshot:
-        loss_3d, loss_2d, loss_cross = _column_means(self.window)[1:4]
+        means = dict(zip(self.objective.names, _column_means(self.window), strict=False))
         return Snapshot(
             epoch=(self.step - 1) // self.schedule.steps_per_epoch,
             num_epochs=self.config.epochs,
             step=self.step,
             num_steps=self.schedule.num_steps,
-            loss_3d=loss_3d,
-            loss_2d=loss_2d,
-            loss_cross=loss_cross,
+            losses={label: means[name] for name, label in self.objective.shown.items()},
             lr=self.schedule.lr(self.step - 1),
             clouds_per_second=self._speed(),
             seconds_left=self.pace.seconds_for(self.schedule.num_steps - self.step),
@@ -484,24 +476,28 @@ class Trainer:
         weights = self._weights()
         if not self.world.leads:
             return
+        step = self.step
+        if self.task.keeps_best and self.best:
+            step = int(self.best["step"])
+            if step != self.step:
+                weights = checkpoint.load(self.folder.checkpoints / f"step-{step}").model
         if self.window:  # steps after the last full line; the checkpoint keeps them, because --max-steps may grow
             self._log({})
         self.folder.sync()
         write_atomically(self.folder.path / "model.safetensors", safetensors.torch.save(weights))
-        result = self._evaluate(weights) if self.config.evaluate else ""
+        result = self._evaluate(weights, step) if self.config.evaluate else ""
         print(f"{result}\nrun       {self.folder.path}".lstrip(), flush=True)
         self._write_status("finished", exit_code=0, evaluated=self.config.evaluate, result=result)
 
-    def _evaluate(self, weights: dict[str, Tensor]) -> str:
-        from jointmae.evaluate import evaluate_run  # scikit-learn and matplotlib load only when they are needed
-
+    def _evaluate(self, weights: dict[str, Tensor], step: int) -> str:
         advice = "The trained model is saved; --no-evaluate leaves the evaluation out."
         with out_of_memory_errors("while evaluating", advice):
-            return evaluate_run(self.folder, self.config, self._whole_model(weights).eval(), self.clouds)
+            epoch = -(-step // self.schedule.steps_per_epoch)
+            return self.task.finish(self.folder, self._whole_model(weights).eval(), epoch)
 
-    def _whole_model(self, weights: dict[str, Tensor]) -> JointMAE:
+    def _whole_model(self, weights: dict[str, Tensor]) -> nn.Module:
         """A copy in float32 and in one piece, which the model in training need not be."""
-        model = JointMAE(self.config.model)
+        model = self.task.new_model()
         model.load_state_dict(weights)
         return model.to(self.device)
 

@@ -147,7 +147,10 @@ def test_accepted_forms(argv, name, value):
         (["--num-centers", "64"], "'--num-centers'. Expected 2 values"),
         (["--num-centers", "64", "x"], "--num-centers: Could not parse arguments ['64', 'x']"),
         (["--epochs", "3", "4"], "unexpected argument: 4"),
-        (["--augment", "flip"], "'flip' for argument '--augment'. Expected one of ('scale+shift', 'none')"),
+        (
+            ["--augment", "flip"],
+            "'flip' for argument '--augment'. Expected one of ('scale+shift', 'rotate', 'scale+shift+rotate', 'none')",
+        ),
         (["--evaluate", "yes"], "unexpected argument: yes"),
         (["--preset", "tinny"], "--preset must be one of tiny, small, paper, got 'tinny'"),
         (["--recipe=mine"], "--recipe must be one of best, paper, 3d-only, got 'mine'"),

@@ -529,7 +529,7 @@ def test_encode_wants_a_tensor():
 
 
 def test_presets_are_valid_and_distinct():
-    from jointmae.trainer import require_valid
+    from jointmae.limits import require_valid
 
     sizes = []
     for name in PRESETS:

@@ -14,7 +14,7 @@ import torch
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import SVC
 
-from jointmae import linear_svm, probe, trainer
+from jointmae import linear_svm, pretraining, probe
 from jointmae.config import TrainConfig
 from jointmae.data import load
 from jointmae.evaluate import _probe
@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     """A finished run on labelled clouds: folder/run and folder/clouds.h5, 48 and 21 clouds of three classes."""
     folder = tmp_path_factory.mktemp("trained")
     write_clouds(folder / "clouds.h5", train=48, test=21, labels=True)
-    assert trainer.train(small_config(folder, "--max-steps", "3")) == 0
+    assert pretraining.train(small_config(folder, "--max-steps", "3")) == 0
     return folder
 
 

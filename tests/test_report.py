@@ -18,6 +18,7 @@ from PIL import Image
 from jointmae.config import TrainConfig
 from jointmae.evaluate import Evaluation, ProbePair, ReconstructionLosses, summary
 from jointmae.model import JointMAE
+from jointmae.pretraining import train
 from jointmae.probe import ProbeResult
 from jointmae.report import words, write_report
 from jointmae.report.card import model_card, plain
@@ -25,7 +26,6 @@ from jointmae.report.charts import Axis, Line, chart, ticks
 from jointmae.report.figures import choose, shapes
 from jointmae.report.render import SIDE, depth_png, spheres_png
 from jointmae.run_folder import RunFolder
-from jointmae.trainer import train
 from tests.models import furniture, micro_config, micro_model
 
 VOID = {"meta", "link", "img", "br", "wbr"}

@@ -13,12 +13,15 @@ import pytest
 
 from jointmae.config import RESUMABLE_CHANGES, TrainConfig
 from jointmae.errors import CheckpointError, DiskError, UsageError
+from jointmae.pretraining import default_folder
 from jointmae.recipes import train_config
-from jointmae.run_folder import RunFolder, default_folder
+from jointmae.run_folder import RunFolder
+
+SUMS = {"data_sha256": "sum"}
 
 
 def begun(path: Path, config: TrainConfig | None = None, sha256: str = "sum") -> RunFolder:
-    folder = RunFolder(path, config or train_config(), sha256)
+    folder = RunFolder(path, config or train_config(), {"data_sha256": sha256})
     folder.claim()
     folder.begin()
     return folder
@@ -31,7 +34,7 @@ def test_the_default_folder_is_named_after_preset_data_and_seed():
 
 
 def test_nothing_is_written_before_begin(tmp_path):
-    RunFolder(tmp_path / "run", train_config(), "sum")
+    RunFolder(tmp_path / "run", train_config(), SUMS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -47,7 +50,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     for name in ("thesis.tex", "a", "b", "c"):
         (tmp_path / name).touch()
     with pytest.raises(UsageError, match=r"is not empty and holds no run \(found a, b, c\)\. Choose another folder"):
-        RunFolder(tmp_path, train_config(), "sum")
+        RunFolder(tmp_path, train_config(), SUMS)
 
 
 @pytest.mark.parametrize("leftover", ["writable.tmp", "config.json.tmp"])
@@ -80,16 +83,16 @@ def test_a_change_of_any_field_is_another_run_but_for_those_that_may_change(tmp_
             continue
         other = dataclasses.replace(config, **{field.name: changed(getattr(config, field.name))})
         if field.name in RESUMABLE_CHANGES | may_grow - {"max_steps"}:
-            RunFolder(tmp_path, other, "sum")
+            RunFolder(tmp_path, other, SUMS)
             continue
         with pytest.raises(UsageError, match=f"another config.*\n  {field.name}: .* there, .* now"):
-            RunFolder(tmp_path, other, "sum")
+            RunFolder(tmp_path, other, SUMS)
     for field in dataclasses.fields(config.model):
         model = dataclasses.replace(config.model, **{field.name: changed(getattr(config.model, field.name))})
         with pytest.raises(UsageError, match=f"\n  model.{field.name}: "):
-            RunFolder(tmp_path, dataclasses.replace(config, model=model), "sum")
+            RunFolder(tmp_path, dataclasses.replace(config, model=model), SUMS)
     with pytest.raises(UsageError, match="\n  data_sha256: sum there, another now"):
-        RunFolder(tmp_path, config, "another")
+        RunFolder(tmp_path, config, {"data_sha256": "another"})
 
 
 def test_only_these_changes_make_no_other_run():
@@ -113,16 +116,16 @@ def test_a_run_may_grow_and_not_shrink(tmp_path, name, old, new, allowed):
     config = train_config()
     begun(tmp_path, dataclasses.replace(config, **{name: old})).close()
     if allowed:
-        RunFolder(tmp_path, dataclasses.replace(config, **{name: new}), "sum")
+        RunFolder(tmp_path, dataclasses.replace(config, **{name: new}), SUMS)
         return
     with pytest.raises(UsageError, match=f"\n  {name}: {old} there, {new} now"):
-        RunFolder(tmp_path, dataclasses.replace(config, **{name: new}), "sum")
+        RunFolder(tmp_path, dataclasses.replace(config, **{name: new}), SUMS)
 
 
 def test_many_differences_are_few_lines(tmp_path):
     begun(tmp_path).close()
     with pytest.raises(UsageError) as error:
-        RunFolder(tmp_path, train_config("paper"), "sum")
+        RunFolder(tmp_path, train_config("paper"), SUMS)
     assert len(str(error.value).splitlines()) <= 5 and "more" in str(error.value)
 
 
@@ -130,7 +133,7 @@ def test_many_differences_are_few_lines(tmp_path):
 def test_a_damaged_config_is_never_a_traceback(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises((CheckpointError, UsageError), match=str(tmp_path)):
-        RunFolder(tmp_path, train_config(), "sum")
+        RunFolder(tmp_path, train_config(), SUMS)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"state": "finished"}', '{"state": "running", "step": 9}'])
@@ -188,7 +191,7 @@ import sys
 from pathlib import Path
 from jointmae.recipes import train_config
 from jointmae.run_folder import RunFolder
-folder = RunFolder(Path(sys.argv[1]), train_config(), "sum")
+folder = RunFolder(Path(sys.argv[1]), train_config(), {"data_sha256": "sum"})
 folder.claim()
 folder.begin()
 print("begun", flush=True)

@@ -67,8 +67,14 @@ def test_durations(seconds, text):
 
 
 def snapshot(**changes) -> Snapshot:
-    values = dict(epoch=0, num_epochs=3, step=10, num_steps=110, loss_3d=0.5, loss_2d=0.25)
-    values |= dict(loss_cross=0.125, lr=1e-3, clouds_per_second=16.0, seconds_left=50.0, memory_bytes=3 * 2**29)
+    values = dict(epoch=0, num_epochs=3, step=10, num_steps=110)
+    values |= dict(
+        losses={"L_3D": 0.5, "L_2D": 0.25, "L_3D-2D": 0.125},
+        lr=1e-3,
+        clouds_per_second=16.0,
+        seconds_left=50.0,
+        memory_bytes=3 * 2**29,
+    )
     return Snapshot(**{**values, **changes})
 
 

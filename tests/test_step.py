@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jointmae import pretraining
 from jointmae.data import load
+from jointmae.data.augment import augment
 from jointmae.distributed import World
 from jointmae.model import JointMAE
 from jointmae.model.masking import draw
 from jointmae.optimizer import adamw, state_tensors
-from jointmae.pretraining import Pretraining, augment
+from jointmae.pretraining import Pretraining
 from jointmae.recipes import train_config
 from jointmae.step import Step
 from tests.models import furniture, micro_config
@@ -55,7 +56,8 @@ def test_a_step_is_augmentation_forward_backward_and_adamw():
     for number, lr in enumerate((1e-3, 3e-3, 2e-3)):
         ids = IDS + number
         found = step.run(ids, epoch=number, lr=lr)
-        points = augment(config, clouds.batch(ids, config.model.num_points, config.seed, number), ids, number)
+        points = clouds.batch(ids, config.model.num_points, config.seed, number)
+        points = augment(config.augment, points, clouds.up[ids], ids, number, config.seed)
         output = model(points, clouds.up[ids], draw(config.model, config.seed, number, ids))
         optimizer.zero_grad()
         output.loss.backward()
@@ -263,7 +265,7 @@ def test_auto_batch_ends_in_the_same_numbers(tmp_path, monkeypatch, capfd):
 
 def test_auto_batch_keeps_running_statistics(tmp_path, monkeypatch):
     """A pass that ended without memory does not count."""
-    from jointmae import trainer
+    from jointmae import pretraining
 
     tracked, original = [], Step.run
 
@@ -275,7 +277,7 @@ def test_auto_batch_keeps_running_statistics(tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(Step, "run", failing_once)
-    trainer.train(small_config(tmp_path, "--auto-batch", "--point-norm", "batch", "--max-steps", "4"))
+    pretraining.train(small_config(tmp_path, "--auto-batch", "--point-norm", "batch", "--max-steps", "4"))
     assert tracked == [1, 2, 3, 4, 6]  # the third again, in two parts
 
 
@@ -312,6 +314,8 @@ def test_the_epoch_may_be_a_tensor():
     """As it is in a compiled step: the same bits."""
     config, clouds = micro(), load("furniture")
     points = clouds.points[IDS, : config.model.num_points]
-    assert torch.equal(augment(config, points, IDS, 3), augment(config, points, IDS, torch.tensor(3)))
+    up = furniture().up[IDS]
+    first, second = (augment("scale+shift+rotate", points, up, IDS, epoch, 0) for epoch in (3, torch.tensor(3)))
+    assert torch.equal(first, second)
     for one, other in zip(draw(config.model, 5, 3, IDS), draw(config.model, 5, torch.tensor(3), IDS), strict=True):
         assert torch.equal(one, other)

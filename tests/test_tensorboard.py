@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from jointmae import board, train, trainer
+from jointmae import board, pretraining, train
 from jointmae.board import Board
 from jointmae.config import TrainConfig
 from jointmae.data import load, normalize_unit_sphere
@@ -37,11 +37,11 @@ def command(monkeypatch, capfd):
 def folder(tmp_path_factory):
     """The same 12 steps in `run`, with event files, and in `plain`, without, where their writer cannot be had."""
     folder = tmp_path_factory.mktemp("runs")
-    assert trainer.train(small_config(folder, *OPTIONS, "--tensorboard")) == 0
+    assert pretraining.train(small_config(folder, *OPTIONS, "--tensorboard")) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "jointmae.board", None)
         patch.setitem(sys.modules, "tensorboard", None)
-        assert trainer.train(small_config(folder, *OPTIONS, "--out", str(folder / "plain"))) == 0
+        assert pretraining.train(small_config(folder, *OPTIONS, "--out", str(folder / "plain"))) == 0
     return folder
 
 
@@ -136,7 +136,7 @@ def test_clouds_stand_upright(folder):
 
 def test_a_resumed_run_shows_no_step_twice(folder, tmp_path, monkeypatch):
     """A run cut short, gone on with, crashed after a line that no checkpoint holds, and finished."""
-    trainer.train(small_config(tmp_path, *OPTIONS, "--tensorboard", "--max-steps", "3"))
+    pretraining.train(small_config(tmp_path, *OPTIONS, "--tensorboard", "--max-steps", "3"))
     run_step, steps = Step.run, []
 
     def crash(*arguments):
@@ -147,9 +147,9 @@ def test_a_resumed_run_shows_no_step_twice(folder, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Step, "run", crash)
-        trainer.train(small_config(tmp_path, *OPTIONS, "--tensorboard"))
+        pretraining.train(small_config(tmp_path, *OPTIONS, "--tensorboard"))
     assert lines(tmp_path / "run/metrics.jsonl")["loss"][-1][0] == 10
-    trainer.train(small_config(tmp_path, *OPTIONS, "--tensorboard"))
+    pretraining.train(small_config(tmp_path, *OPTIONS, "--tensorboard"))
     names = sorted(path.name for path in (tmp_path / "run/tensorboard").iterdir())
     assert names == [f"events.out.tfevents.{i:06d}" for i in range(3)]
     assert scalars(tmp_path / "run", "metrics/") == lines(tmp_path / "run/metrics.jsonl", "epoch")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import errno
 import json
@@ -20,13 +19,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from jointmae import checkpoint, step, train, trainer
+from jointmae import checkpoint, pretraining, step, train, trainer
 from jointmae.data import load, normalize_unit_sphere
+from jointmae.data.augment import augment
 from jointmae.device import is_out_of_memory, out_of_memory_errors
 from jointmae.errors import DiskError, OutOfMemoryError
 from jointmae.model import JointMAE
 from jointmae.optimizer import adamw, load_state_tensors, parameter_groups, state_tensors
-from jointmae.pretraining import augment
 from jointmae.progress import Progress
 from jointmae.recipes import train_config
 from jointmae.run_folder import RunFolder
@@ -58,7 +57,7 @@ def metrics(folder):
 def whole(tmp_path_factory):
     """An uninterrupted run of 12 steps."""
     folder = tmp_path_factory.mktemp("whole")
-    assert trainer.train(small_config(folder)) == 0
+    assert pretraining.train(small_config(folder)) == 0
     return folder
 
 
@@ -105,7 +104,7 @@ def test_metrics_hold_means_and_nothing_of_time_host_or_path(whole):
 def test_a_line_is_the_mean_of_its_steps(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "LOG_STEPS", 1)
     shutil.copy(whole / "clouds.h5", tmp_path)
-    trainer.train(small_config(tmp_path))
+    pretraining.train(small_config(tmp_path))
     single = [line["loss"] for line in metrics(tmp_path)]
     means = [single[0], sum(single[1:10]) / 9, sum(single[10:]) / 2]
     assert [line["loss"] for line in metrics(whole)] == pytest.approx(means)
@@ -128,7 +127,7 @@ def test_the_same_command_gives_the_same_bytes(whole, tmp_path, command):
 
 def test_another_seed_gives_another_run(whole, tmp_path):
     shutil.copy(whole / "clouds.h5", tmp_path)
-    trainer.train(small_config(tmp_path, "--seed", "1"))
+    pretraining.train(small_config(tmp_path, "--seed", "1"))
     mine, theirs = results(tmp_path / "run"), results(whole / "run")
     assert mine[0] != theirs[0] and mine[1] != theirs[1]
 
@@ -193,9 +192,9 @@ def test_its_result_is_printed_again(tmp_path, command):
 def test_max_steps_may_grow_and_the_result_is_that_of_one_run(whole, tmp_path, stops):
     shutil.copy(whole / "clouds.h5", tmp_path)
     for stop in stops:
-        trainer.train(small_config(tmp_path, "--max-steps", str(stop)))
+        pretraining.train(small_config(tmp_path, "--max-steps", str(stop)))
         assert status(tmp_path)["step"] == stop and metrics(tmp_path)[-1]["step"] == stop
-    trainer.train(small_config(tmp_path))
+    pretraining.train(small_config(tmp_path))
     assert results(tmp_path / "run") == results(whole / "run")
 
 
@@ -242,7 +241,8 @@ def test_a_refused_command_changes_nothing(whole, tmp_path, command, resume):
 def test_without_augmentation_clouds_are_in_the_unit_sphere_too():
     clouds = load("furniture").select(torch.arange(4))
     config = replace(train_config("tiny"), augment="none")
-    points = augment(config, clouds.batch(torch.arange(4), config.model.num_points, 0, 0), torch.arange(4), 0)
+    ids = torch.arange(4)
+    points = augment(config.augment, clouds.batch(ids, config.model.num_points, 0, 0), clouds.up, ids, 0, seed=0)
     torch.testing.assert_close(points.mean(1), torch.zeros(4, 3), rtol=0, atol=1e-6)
     torch.testing.assert_close(points.norm(dim=2).amax(1), torch.ones(4))
 
@@ -331,16 +331,16 @@ def crash_at(monkeypatch, owner, name, at, error=Crash):
 @pytest.mark.parametrize("steps", [(1,), (4, 9), (5, 6, 7, 11)], ids=str)
 def test_a_crash_in_any_step_changes_no_byte(tmp_path, monkeypatch, norm, steps):
     """With a checkpoint after every step: in the middle of epochs and between the lines of metrics.jsonl."""
-    trainer.train(small_config(tmp_path, "--point-norm", norm, "--out", str(tmp_path / "whole")))
+    pretraining.train(small_config(tmp_path, "--point-norm", norm, "--out", str(tmp_path / "whole")))
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
     config = small_config(tmp_path, "--point-norm", norm)
     done = 0
     for at in steps:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
             crash_at(patch, Step, "run", at - done)
-            trainer.train(config)
+            pretraining.train(config)
         done = at - 1
-    trainer.train(config)
+    pretraining.train(config)
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
@@ -353,11 +353,11 @@ def test_a_crash_in_any_write_changes_no_byte(whole, tmp_path, monkeypatch, name
         with pytest.MonkeyPatch.context() as patch:
             crash_at(patch, os, name, at)
             try:
-                trainer.train(config)
+                pretraining.train(config)
                 break
             except Crash:
                 crashes += 1
-    trainer.train(config)
+    pretraining.train(config)
     assert crashes >= 2 and results(tmp_path / "run") == results(whole / "run")
 
 
@@ -365,11 +365,11 @@ def test_lines_after_the_last_checkpoint_are_written_again(whole, tmp_path):
     shutil.copy(whole / "clouds.h5", tmp_path)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
         crash_at(patch, Step, "run", 12)  # the newest checkpoint is of step 6, the newest line of step 10
-        trainer.train(small_config(tmp_path))
+        pretraining.train(small_config(tmp_path))
     assert metrics(tmp_path)[-1]["step"] == 10 and status(tmp_path)["step"] == 6
     with (tmp_path / "run/metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 11, "lo')
-    trainer.train(small_config(tmp_path))
+    pretraining.train(small_config(tmp_path))
     assert results(tmp_path / "run") == results(whole / "run")
 
 
@@ -653,7 +653,7 @@ def test_out_of_memory_with_batches_of_one(tmp_path, command, monkeypatch):
 
 
 def test_out_of_memory_while_reading(tmp_path, command, monkeypatch):
-    crash_at(monkeypatch, trainer, "load", 1, MemoryError())
+    crash_at(monkeypatch, pretraining, "load", 1, MemoryError())
     assert fails(command(small_argv(tmp_path)), 6, "out of memory while reading the data")
 
 
@@ -726,8 +726,8 @@ def test_an_epoch_visits_every_cloud_once_and_epochs_differ(tmp_path):
     config = small_config(tmp_path)
     clouds = load(config.data[0])
     schedule = trainer.Schedule(config, 6)
-    folder = RunFolder(tmp_path / "run", config, clouds.sha256)
-    one = trainer.Trainer(config, clouds, schedule, folder)
+    task = pretraining.PretrainingTask(config, clouds)
+    one = trainer.Trainer(task, schedule, RunFolder(tmp_path / "run", config, task.inputs))
 
     def ids_of(step):
         one.step = step
@@ -743,9 +743,9 @@ def test_batches_are_what_augmentation_says(tmp_path):
     clouds = load(config.data[0])
     ids = torch.tensor([3, 5])
     points = clouds.points[ids]
-    plain = augment(dataclasses.replace(config, augment="none"), points, ids, 0)
+    plain = augment("none", points, clouds.up[ids], ids, 0, seed=0)
     assert torch.equal(plain, normalize_unit_sphere(points))
-    first, again, later = (augment(config, points, ids, epoch) for epoch in (0, 0, 1))
+    first, again, later = (augment("scale+shift", points, clouds.up[ids], ids, epoch, seed=0) for epoch in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, later) and not torch.equal(first, plain)
     assert first.norm(dim=-1).amax() <= 1 + 1e-5
 

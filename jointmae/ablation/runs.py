@@ -21,10 +21,10 @@ from jointmae.device import choose_device
 from jointmae.errors import DataError, UsageError
 from jointmae.files import make_folder, to_json, write_atomically
 from jointmae.model import JointMAE
+from jointmae.pretraining import train
 from jointmae.probe import ENOUGH_LABELS, ProbeResult, can_probe, linear_probe
 from jointmae.run_folder import environment
 from jointmae.train import parse_args
-from jointmae.trainer import train
 
 POOLING = "mean+max"
 """Of the numbers in the table; svm-<set>.json has all."""

@@ -118,7 +118,7 @@ def test_asked_to_stop(whole, tmp_path, number, code, name):
 
 # Where a run is when it is stopped: the function that it is in, and whether it can say so in status.json.
 PHASES = {
-    "data": ("jointmae.trainer.load_training_data", False),
+    "data": ("jointmae.pretraining.load_training_data", False),
     "building the model": ("jointmae.step.adamw", False),
     "the first step": ("jointmae.pretraining.augment", True),
     "a save": ("jointmae.checkpoint.save", True),

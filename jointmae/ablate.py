@@ -9,7 +9,8 @@ from typing import Literal
 
 from jointmae import cli
 from jointmae.ablation.tables import TABLES, own
-from jointmae.errors import DiskError, UsageError
+from jointmae.errors import UsageError
+from jointmae.limits import require_place
 
 DESCRIPTION = """Train every row of a table with several seeds, probe each with a linear SVM, and print the table.
 What stands after -- are options of jointmae.train for all rows:
@@ -79,10 +80,7 @@ def require_valid(config: AblateConfig, options: Sequence[str]) -> None:
     for name in ("--seed", "--out", "--evaluate", "--no-evaluate", "--dry-run"):
         if any(word.split("=")[0] == name for word in options):
             raise UsageError(f"{name} cannot stand after --: this command sets it for each run")
-    path = Path(config.json)
-    if config.json and (path.is_dir() or not path.parent.is_dir()):  # said before the work, not after it
-        what = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}: make it first"
-        raise DiskError(f"--json {path} cannot be written: {what}")
+    require_place(config.json)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

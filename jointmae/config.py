@@ -226,8 +226,89 @@ class TrainConfig(RunConfig):
     """Curves, depth maps and clouds for TensorBoard in the run's folder while it goes on; needs jointmae[tb]."""
 
 
+@dataclass(frozen=True)
+class DownstreamConfig(RunConfig):
+    """Runs that train an encoder further, with labels; each of `runs` has a seed and a folder of its own."""
+
+    checkpoint: str = ""
+    """What to start from: a run's folder, its model.safetensors, or "random" for the untrained encoder."""
+    preset: str = "small"
+    """Preset of the random encoder."""
+    recipe: str = "best"
+    """Recipe of the random encoder."""
+    num_points: int = 0
+    """Points of one cloud (0: as in pre-training)."""
+    num_centers: tuple[int, int] = (0, 0)
+    """Centres of the two grouping stages (0: as in pre-training)."""
+    num_neighbors: tuple[int, int] = (0, 0)
+    """k of the two grouping stages (0: as in pre-training)."""
+    drop_path: float = 0.1
+    """Drop-path rate of the last block; it grows linearly from 0."""
+    dropout: float = 0.5
+    """Share of the head's features that are left out in training."""
+    val_fraction: float = 0.1
+    """Share of each class of the training split that is held out to choose the epoch, where the set has no split "val";
+    0: none is held out, and the last epoch counts."""
+    paper_selection: bool = False
+    """The family's habit: nothing is held out, and the epoch is chosen by the test split, which flatters the result."""
+    runs: int = 3
+    """Runs, with seeds from --seed on."""
+    json: str = ""
+    """Also write the result to this file."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(DownstreamConfig):
+    """Classification; the recipe is that of Point-MAE (docs/deviations.md C)."""
+
+    batch_size: int = 32
+    """Clouds of one step, all processes together; no more than there are."""
+    lr: float = 5e-4
+    """Peak learning rate, for any batch size."""
+    clip_grad: float = 10.0
+    """Largest norm of the gradient (0: no clipping)."""
+    sampling: Literal["fps", "random"] = "fps"
+    """Points of a large cloud: random ones of its 1.17 times as many farthest point samples, and the samples themselves
+    in tests, as in the family; or random ones, as in pre-training, and the first ones in tests."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    votes: int = 10
+    """Also classify each test cloud by the mean of so many augmented copies (0: do not)."""
+
+
+@dataclass(frozen=True)
+class FewShotConfig(FinetuneConfig):
+    """N-way K-shot classification: small sets drawn from a large one, and as many runs."""
+
+    epochs: int = 150
+    """Passes over the shots; the learning rate reaches its lowest at the last."""
+    val_fraction: float = 0.0
+    """Nothing is held out of a handful of shots: the last epoch counts."""
+    votes: int = 0
+    """Also classify each test cloud by the mean of so many augmented copies (0: do not)."""
+    runs: int = 10
+    """Draws of each setting, with seeds from --seed on."""
+    ways: tuple[int, ...] = (5, 10)
+    """Classes of a draw; with several numbers every pair of --ways and --shots is run."""
+    shots: tuple[int, ...] = (10, 20)
+    """Training clouds of each class."""
+    queries: int = 20
+    """Test clouds of each class."""
+
+
+@dataclass(frozen=True)
+class PartSegConfig(DownstreamConfig):
+    """Part segmentation; the recipe is that of Point-MAE (docs/deviations.md C)."""
+
+    batch_size: int = 16
+    """Clouds of one step, all processes together; no more than there are."""
+    lr: float = 2e-4
+    """Peak learning rate, for any batch size."""
+
+
 RESUMABLE_CHANGES = frozenset(
-    "out device threads resume dry_run evaluate tensorboard compile cuda_graphs accumulate auto_batch parallel".split()
+    "out device threads resume dry_run evaluate tensorboard compile cuda_graphs accumulate auto_batch parallel "
+    "runs json".split()
 )
 """Fields of a config that may differ between a run and its continuation."""
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from jointmae.config import PATCH_SIZE, ModelConfig, RunConfig, TrainConfig
-from jointmae.errors import UsageError
+from jointmae.config import PATCH_SIZE, DownstreamConfig, FinetuneConfig, ModelConfig, RunConfig, TrainConfig
+from jointmae.errors import DiskError, UsageError
+
+_DOWNSTREAM = DownstreamConfig()
 
 
 class Rule(NamedTuple):
@@ -36,6 +39,57 @@ def require_valid_run(config: RunConfig) -> None:
 def require_valid_model(model: ModelConfig) -> None:
     """The same for a model alone."""
     require([*_size_rules(model), *_objective_rules(model)])
+
+
+def require_encoder(checkpoint: str, is_default: bool) -> None:
+    """Raises UsageError for no encoder, or for a preset or recipe (not `is_default`) beside one that has its own."""
+    if not checkpoint:
+        raise UsageError('--checkpoint is missing: give a run\'s folder, a model.safetensors, or "random"')
+    if checkpoint != "random" and not is_default:
+        raise UsageError("--preset and --recipe are for --checkpoint random; a run has its own")
+
+
+def require_place(json: str) -> None:
+    """Raises DiskError if --json has nowhere to go: said before the work, not after it."""
+    path = Path(json)
+    if json and (path.is_dir() or not path.parent.is_dir()):
+        what = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}: make it first"
+        raise DiskError(f"--json {path} cannot be written: {what}")
+
+
+def require_valid_downstream(config: DownstreamConfig) -> None:
+    """The same for a run that trains an encoder further; what the encoder's config allows is seen when it is there."""
+    require_encoder(config.checkpoint, (config.preset, config.recipe) == (_DOWNSTREAM.preset, _DOWNSTREAM.recipe))
+    require_valid_run(config)
+    few = {"--num-points": (config.num_points,), "--num-centers": config.num_centers}
+    few |= {"--num-neighbors": config.num_neighbors}
+    require(
+        [
+            *(
+                Rule(name, values, "positive (or all 0: as in pre-training)", min(values) > 0 or not any(values))
+                for name, values in few.items()
+            ),
+            Rule("--drop-path", config.drop_path, "at least 0 and below 1", 0 <= config.drop_path < 1),
+            Rule("--dropout", config.dropout, "at least 0 and below 1", 0 <= config.dropout < 1),
+            Rule("--val-fraction", config.val_fraction, "at least 0 and below 1", 0 <= config.val_fraction < 1),
+            Rule("--runs", config.runs, "at least 1", config.runs >= 1),
+            Rule(
+                "--batch-size",
+                config.batch_size,
+                f"at least 2 for each of {config.accumulate} parts: batch norm cannot normalise a single cloud",
+                config.batch_size >= 2 * config.accumulate,
+            ),
+        ]
+    )
+    if isinstance(config, FinetuneConfig):
+        smoothing = config.label_smoothing
+        require(
+            [
+                Rule("--label-smoothing", smoothing, "at least 0 and below 1", 0 <= smoothing < 1),
+                Rule("--votes", config.votes, "at least 0 (0: no voting)", config.votes >= 0),
+            ]
+        )
+    require_place(config.json)
 
 
 def require(rules: list[Rule]) -> None:

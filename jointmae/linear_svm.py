@@ -7,14 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jointmae import cli
 from jointmae.config import to_dict
-from jointmae.errors import CheckpointError, DataError, DiskError, UsageError
-
-if TYPE_CHECKING:
-    from jointmae.model import JointMAE
+from jointmae.errors import DataError, UsageError
+from jointmae.limits import require_encoder, require_place
 
 DESCRIPTION = """Linear SVM on frozen features: C by 5-fold cross-validation on train, accuracy on test.
 --checkpoint random is the untrained encoder, the floor that every other number must be read against."""
@@ -51,10 +49,17 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     config = cli.parse(LinearSVMConfig(), argv, "jointmae.linear_svm", DESCRIPTION)
     require_valid(config)
-    from jointmae import data  # here and below, so that --help does not wait for torch
+    import torch  # here and below, so that --help does not wait for it
+
+    from jointmae import data
+    from jointmae.device import choose_device
+    from jointmae.encoders import load_encoder
     from jointmae.probe import ENOUGH_LABELS, can_probe, linear_probe, table
 
-    model = load_encoder(config)
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    model = load_encoder(config.checkpoint, config.preset, config.recipe, config.seed)
+    model = model.to(choose_device(config.device))
     if not {"train", "test"} <= set(data.splits_of(config.data)):
         wanted = "groups train and test with labels, or a bool dataset test [S] beside points and label"
         raise DataError(config.data, "", f"a linear SVM needs a train and a test split, got one: wanted {wanted}")
@@ -86,38 +91,12 @@ def main(argv: Sequence[str]) -> int:
 def require_valid(config: LinearSVMConfig) -> None:
     """Raises UsageError for an option that cannot be meant, DiskError if --json has nowhere to go."""
     defaults = LinearSVMConfig()
-    if not config.checkpoint:
-        raise UsageError('--checkpoint is missing: give a run\'s folder, a model.safetensors, or "random"')
-    if config.checkpoint != "random" and (config.preset, config.recipe) != (defaults.preset, defaults.recipe):
-        raise UsageError("--preset and --recipe are for --checkpoint random; a run has its own")
+    require_encoder(config.checkpoint, (config.preset, config.recipe) == (defaults.preset, defaults.recipe))
     if config.threads < 0:
         raise UsageError(f"--threads must be at least 0 (0: torch's choice), got {config.threads}")
     if not 0 <= config.seed < 2**63:
         raise UsageError(f"--seed must be at least 0 and below 2^63, got {config.seed}")
-    json = Path(config.json)
-    if config.json and (json.is_dir() or not json.parent.is_dir()):  # said before the work, not after it
-        what = "it is a folder" if json.is_dir() else f"there is no folder {json.parent}: make it first"
-        raise DiskError(f"--json {json} cannot be written: {what}")
-
-
-def load_encoder(config: LinearSVMConfig) -> JointMAE:
-    """The encoder that `config` names, on its device, in evaluation mode."""
-    import torch
-
-    from jointmae.device import choose_device
-    from jointmae.model import JointMAE
-    from jointmae.recipes import train_config
-
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
-    if config.checkpoint == "random":
-        return JointMAE(train_config(config.preset, config.recipe).model, seed=config.seed).to(device).eval()
-    if not Path(config.checkpoint).exists():
-        raise CheckpointError(
-            f'{config.checkpoint}: no such run. Wanted: a run\'s folder, a model.safetensors, or "random".'
-        )
-    return JointMAE.from_pretrained(config.checkpoint).to(device)
+    require_place(config.json)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Objective(nn.Module):
 
     names: tuple[str, ...]
     """Of the values of `Losses`, as in metrics.jsonl."""
+    has_diagnostics = True
+    """Whether there is anything that `diagnostics` finds, or several losses to compare."""
     shown: dict[str, str]
     """Those that are worth a word on the terminal, and the word."""
 

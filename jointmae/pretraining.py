@@ -91,7 +91,7 @@ class PretrainingTask(Task):
 
         return Board(folder.path, self.config, self.clouds, num_steps, logged)
 
-    def finish(self, folder: RunFolder, model: nn.Module, epoch: int) -> str:
+    def finish(self, folder: RunFolder, model: nn.Module, epoch: int, chosen: bool) -> str:
         """Linear SVM, reconstruction, report and model card."""
         from jointmae.evaluate import evaluate_run  # scikit-learn and matplotlib load only when they are needed
 

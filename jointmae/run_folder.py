@@ -6,7 +6,8 @@ status.json      for people and schedulers     checkpoints/     the newest two a
 non_finite.json  the batch that ended a run by a number that is NaN or infinite
 tensorboard/     event files, with --tensorboard
 model.safetensors                              at the end
-evaluation.json, report.html, README.md        at the end, but with --no-evaluate
+evaluation.json, report.html, README.md        at the end of pre-training, but with --no-evaluate
+result.json                                    at the end of any other run, but with --no-evaluate
 
 On a CPU every byte of metrics.jsonl and model.safetensors is decided by
 - what is trained: the data, and all options but those of RESUMABLE_CHANGES (jointmae/config.py);
@@ -45,20 +46,27 @@ _MAY_GROW = ("epochs", "max_steps")
 
 def runs_folder(what: str, config: RunConfig) -> Path:
     """runs/<what>-<data>-<seed>."""
-    data = "+".join(Path(os.path.abspath(name)).stem.replace(":", "-") for name in config.data)
-    return Path("runs") / f"{what}-{data}-{config.seed}"
+    return Path("runs") / f"{what}-{data_name(config)}-{config.seed}"
+
+
+def data_name(config: RunConfig) -> str:
+    """The names of --data, without folders and endings."""
+    return "+".join(Path(os.path.abspath(name)).stem.replace(":", "-") for name in config.data)
 
 
 class RunFolder:
     """The folder of a run, new or to be continued, and its files. Nothing is written before `claim`."""
 
-    def __init__(self, path: Path, config: RunConfig, inputs: dict[str, str]) -> None:
-        """`inputs` are the sums of what is read. Raises UsageError if the folder holds another run or other files."""
+    def __init__(self, path: Path, config: RunConfig, inputs: dict[str, Any]) -> None:
+        """`inputs` are sums of what is read, and the like.
+
+        Raises UsageError if the folder holds another run or other files.
+        """
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._files: dict[str, IO[str]] = {}
         self._lock: int | None = None
-        self._config = {**to_dict(config), **inputs}
+        self._config = json.loads(json.dumps({**to_dict(config), **inputs}))
         with disk_errors(path):
             entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
         if "config.json" in entries:
@@ -175,6 +183,8 @@ def _require_same_run(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) 
     flat_mine, flat_theirs = _flat(mine), _flat(theirs)
     if _same_files(flat_mine, flat_theirs):
         flat_mine["data"] = flat_theirs["data"]
+    if "checkpoint" in flat_mine and flat_mine["checkpoint_sha256"] == flat_theirs.get("checkpoint_sha256"):
+        flat_mine["checkpoint"] = flat_theirs.get("checkpoint")
     for name in sorted(set(flat_mine) | set(flat_theirs)):
         new, old = flat_mine.get(name), flat_theirs.get(name)
         if new == old or name in RESUMABLE_CHANGES or (name in _MAY_GROW and _grew(name, old, new)):

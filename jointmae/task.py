@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -39,8 +39,8 @@ class Task(ABC):
         """The run's folder where --out does not name one."""
 
     @property
-    def inputs(self) -> dict[str, str]:
-        """Sums of all that is read: with the config they say which run it is."""
+    def inputs(self) -> dict[str, Any]:
+        """Sums of all that is read, and the like: with the config they say which run it is."""
         return {"data_sha256": self.clouds.sha256}
 
     @abstractmethod
@@ -71,8 +71,9 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def finish(self, folder: RunFolder, model: nn.Module, epoch: int) -> str:
+    def finish(self, folder: RunFolder, model: nn.Module, epoch: int, chosen: bool) -> str:
         """Evaluates what the run has come to and writes it into its folder; returns the result as text.
 
-        `model` is in evaluation mode, with the weights of the end of `epoch` (1, 2, ...). In the leading process alone.
+        `model` is in evaluation mode, with the weights of `epoch` (1, 2, ...), which was `chosen` by its score or else
+        is the last. In the leading process alone.
         """

@@ -264,7 +264,7 @@ class Trainer:
         self._after_step(diagnostics, progress)
 
     def _diagnose(self, ids: Tensor, epoch: int) -> dict[str, float]:
-        if self.step % DIAGNOSTIC_STEPS != 0:
+        if self.step % DIAGNOSTIC_STEPS != 0 or not self.objective.has_diagnostics:
             return {}
         return self._with_memory(ids, epoch, lambda: self.one_step.diagnose(ids, epoch))
 
@@ -373,7 +373,8 @@ class Trainer:
             self.window = []
         if epoch_ends:
             self._end_epoch(validated)
-            if self.task.saves_every_epoch:
+            is_best = self.task.keeps_best and self.best["step"] == self.step
+            if self.task.saves_every_epoch or is_best:
                 self._save()
         if epoch_ends or last:
             self._draw(force=last)
@@ -477,7 +478,7 @@ class Trainer:
         if not self.world.leads:
             return
         step = self.step
-        if self.task.keeps_best and self.best:
+        if self._chooses:
             step = int(self.best["step"])
             if step != self.step:
                 weights = checkpoint.load(self.folder.checkpoints / f"step-{step}").model
@@ -489,11 +490,16 @@ class Trainer:
         print(f"{result}\nrun       {self.folder.path}".lstrip(), flush=True)
         self._write_status("finished", exit_code=0, evaluated=self.config.evaluate, result=result)
 
+    @property
+    def _chooses(self) -> bool:
+        """Whether the result is an epoch's that was chosen; not where none has ended."""
+        return self.task.keeps_best and bool(self.best)
+
     def _evaluate(self, weights: dict[str, Tensor], step: int) -> str:
         advice = "The trained model is saved; --no-evaluate leaves the evaluation out."
         with out_of_memory_errors("while evaluating", advice):
             epoch = -(-step // self.schedule.steps_per_epoch)
-            return self.task.finish(self.folder, self._whole_model(weights).eval(), epoch)
+            return self.task.finish(self.folder, self._whole_model(weights).eval(), epoch, self._chooses)
 
     def _whole_model(self, weights: dict[str, Tensor]) -> nn.Module:
         """A copy in float32 and in one piece, which the model in training need not be."""

@@ -10,13 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from jointmae import cli, linear_svm, train
-from jointmae.config import ModelConfig, TrainConfig, model_config_from_dict, to_dict
+import jointmae.config
+from jointmae import ablate, cli, linear_svm, train
+from jointmae.config import (
+    FewShotConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PartSegConfig,
+    TrainConfig,
+    model_config_from_dict,
+    to_dict,
+)
 from jointmae.errors import UsageError
 from jointmae.limits import require_valid
 from jointmae.recipes import PRESETS, RECIPES, train_config
 from tests.runs import SMALL, fails, run, small_argv, write_clouds
 
+COMMANDS = {
+    "train": TrainConfig,
+    "linear_svm": linear_svm.LinearSVMConfig,
+    "ablate": ablate.AblateConfig,
+    "finetune": FinetuneConfig,
+    "few_shot": FewShotConfig,
+    "part_seg": PartSegConfig,
+}
 HEAVY = ("torch", "sklearn", "h5py", "matplotlib", "scipy", "numpy")
 HELP = """
 import sys
@@ -30,18 +47,18 @@ finally:
 """
 
 
-@pytest.mark.parametrize("command", ["train", "linear_svm"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_complete_and_loads_nothing_heavy(command):
     script = HELP.format(command=command, heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    config = TrainConfig() if command == "train" else linear_svm.LinearSVMConfig()
+    config = COMMANDS[command]()
     assert [name for name in cli._option_names(config) if name not in done.stdout] == []
 
 
-@pytest.mark.parametrize("config", [ModelConfig, TrainConfig, linear_svm.LinearSVMConfig])
+@pytest.mark.parametrize("config", [ModelConfig, *COMMANDS.values()])
 def test_every_option_says_what_it_is(config, capsys):
-    default = {ModelConfig: train_config(), TrainConfig: train_config(), linear_svm.LinearSVMConfig: config()}[config]
+    default = train_config() if config in (ModelConfig, TrainConfig) else config()
     with pytest.raises(SystemExit):
         cli.parse(default, ["--help"], "command", "")
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -67,8 +84,8 @@ def other_value(value):
 
 def other_choice(config, name):
     annotation = str(next(f.type for f in dataclasses.fields(config) if f.name == name))
-    if annotation == "Scope":
-        annotation = 'Literal["local", "global"]'
+    if annotation in ("Scope", "Augmentation"):
+        annotation = str(getattr(jointmae.config, annotation)).removeprefix("typing.")
     if annotation.startswith("Literal"):
         choices = [word.strip().strip("\"'") for word in annotation[len("Literal[") : -1].split(",")]
         return next(choice for choice in choices if choice != getattr(config, name))

@@ -152,14 +152,14 @@ def test_a_folder_and_its_weights_are_the_same_encoder(trained, tmp_path, comman
 
 
 def test_the_random_floor_is_reproducible_and_follows_the_seed(trained, tmp_path, monkeypatch, command):
-    import jointmae.recipes
+    from jointmae import encoders as known
 
     small = small_config(trained)
-    monkeypatch.setattr(jointmae.recipes, "train_config", lambda *_names: small)
+    monkeypatch.setattr(known, "train_config", lambda *_names: small)
     floor = ("--checkpoint", "random", "--data", noisy(trained), "--seed")
     first, again = (results_of(command, tmp_path, *floor, "0") for _ in range(2))
     assert first == again
-    encoders = [linear_svm.load_encoder(linear_svm.LinearSVMConfig("random", seed=seed)) for seed in (0, 0, 1)]
+    encoders = [known.load_encoder("random", "small", "best", seed) for seed in (0, 0, 1)]
     points = load(trained / "clouds.h5").points[:2]
     features = [encoder.encode(points).pooled for encoder in encoders]
     assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])

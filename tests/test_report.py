@@ -165,7 +165,7 @@ def test_card_states_licence_and_loading_that_works(run: Path) -> None:
 def test_writing_twice_gives_the_same_page(run: Path, tmp_path: Path) -> None:
     model = JointMAE.from_pretrained(run)
     config = replace(TrainConfig(model=model.config, preset="micro"), out=str(tmp_path / "copy"))
-    folder = RunFolder(tmp_path / "copy", config, "")
+    folder = RunFolder(tmp_path / "copy", config, {"data_sha256": ""})
     folder.path.mkdir()
     clouds = furniture().select(torch.arange(20))
     pages = []
@@ -205,7 +205,7 @@ def test_names_are_escaped_and_3d_only_models_have_no_depth_maps(tmp_path: Path)
 
 def test_metrics_without_optional_keys_still_give_curves(tmp_path: Path) -> None:
     config = TrainConfig(model=micro_config(), preset="micro", out=str(tmp_path / "run"))
-    folder = RunFolder(tmp_path / "run", config, "")
+    folder = RunFolder(tmp_path / "run", config, {"data_sha256": ""})
     folder.path.mkdir()
     for step in (10, 20, 30):
         folder.append("metrics", {"step": step, "epoch": 0, "loss_3d": 1 / step, "lr": 0.0})

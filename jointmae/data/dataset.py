@@ -87,12 +87,20 @@ class PointClouds:
         A cloud of more points gives a random subset, which depends on (seed, epoch, id) alone; a smaller one repeats
         cyclically. Rows keep their coordinates. `epoch` as in `random.keys`. Raises ValueError unless num_points >= 1.
         """
+        return self.points[ids.unsqueeze(1), self._rows(ids, num_points, seed, epoch)]  # [B, num_points, 3]
+
+    def batch_with_parts(self, ids: Tensor, num_points: int, seed: int, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
+        """What `batch` gives, and the parts of these points: int64 [B, num_points]."""
+        assert self.parts is not None, "a set with parts"
+        rows = self._rows(ids, num_points, seed, epoch)  # [num_points] or [B, num_points]
+        return self.points[ids.unsqueeze(1), rows], self.parts[ids.unsqueeze(1), rows].long()
+
+    def _rows(self, ids: Tensor, num_points: int, seed: int, epoch: int | Tensor) -> Tensor:
+        """The rows of `batch`: [num_points], or [B, num_points] where they differ between clouds."""
         N = self.points.shape[1]
-        rows = _cyclic_rows(N, num_points, self.device)  # [num_points]
-        if N > num_points:
-            subset_keys = random.keys(seed, epoch, ids, random.Purpose.SUBSET)  # [B]
-            rows = random.subset(subset_keys, N, num_points)  # [B, num_points]
-        return self.points[ids.unsqueeze(1), rows]  # [B, num_points, 3]
+        if N <= num_points:
+            return _cyclic_rows(N, num_points, self.device)
+        return random.subset(random.keys(seed, epoch, ids, random.Purpose.SUBSET), N, num_points)
 
     def describe(self) -> str:
         """One line for people: clouds, points, classes, bad files."""

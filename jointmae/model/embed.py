@@ -26,7 +26,6 @@ class Geometry(NamedTuple):
     fine_centers: Tensor  # [B, F, 3]; the first G are the coarse ones
     fine_neighbors: Tensor  # [B, F, k1] int64, points around each fine centre
     neighbors: Tensor  # [B, G, k2] int64, fine centres around each coarse one
-    target_neighbors: Tensor  # [B, G, k] int64, points around each coarse centre: what is predicted
 
 
 def sample_geometry(config: ModelConfig, points: Tensor) -> Geometry:
@@ -39,11 +38,14 @@ def sample_geometry(config: ModelConfig, points: Tensor) -> Geometry:
     _, fine_neighbors = ops.knn(fine_centers, points, config.num_neighbors[0])
     centers = fine_centers[:, :G]  # a prefix of a farthest point sample is one itself
     _, neighbors = ops.knn(centers, fine_centers, config.num_neighbors[1])
+    return Geometry(fine_ids[:, :G], centers, fine_centers, fine_neighbors, neighbors)
+
+
+def target_neighbors(config: ModelConfig, points: Tensor, geometry: Geometry) -> Tensor:
+    """The points [B, N, 3] around each coarse centre that are to be predicted: int64 [B, G, k] (D 15)."""
     if config.num_target_neighbors == config.num_neighbors[0]:
-        target_neighbors = fine_neighbors[:, :G]
-    else:
-        _, target_neighbors = ops.knn(centers, points, config.num_target_neighbors)
-    return Geometry(fine_ids[:, :G], centers, fine_centers, fine_neighbors, neighbors, target_neighbors)
+        return geometry.fine_neighbors[:, : geometry.centers.shape[1]]
+    return ops.knn(geometry.centers, points, config.num_target_neighbors)[1]
 
 
 def hide_points(points: Tensor, geometry: Geometry, visible: Tensor) -> Geometry:

@@ -6,43 +6,32 @@ B clouds, N points, G 3D tokens, P 2D tokens, C channels, V views, S image side;
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from jointmae import ops
-from jointmae.config import ModelConfig, model_config_from_dict, to_dict
-from jointmae.data import normalize_unit_sphere
-from jointmae.errors import CheckpointError, JointMAEError
-from jointmae.limits import require_valid_model
+from jointmae.config import ModelConfig, to_dict
 from jointmae.model import losses
 from jointmae.model.embed import (
     DepthEmbed,
     Geometry,
-    PointEmbed,
     group_points,
     hide_points,
     patches_of,
     sample_geometry,
+    target_neighbors,
 )
+from jointmae.model.files import load_model
 from jointmae.model.heads import PixelHead, PointHead
 from jointmae.model.masking import Draws, Mask, mask_tokens, take, visible_flags
+from jointmae.model.point_encoder import Features, PointEncoder
 from jointmae.model.projection import DepthMaps, cells_of, choose_view, coarsen_cells, colorize, project, smooth
 from jointmae.model.projection import world_to_cam as cameras_of
 from jointmae.model.transformer import CrossBlock, PointPosition, Transformer, init_transformer, sincos_position
-
-
-class Features(NamedTuple):
-    """What the encoder says of a cloud."""
-
-    tokens: Tensor  # [B, G, C], after the final norm
-    centers: Tensor  # [B, G, 3], where each token sits
-    pooled: Tensor  # [B, 2 C], mean and maximum over the tokens
 
 
 class Inputs(NamedTuple):
@@ -94,13 +83,9 @@ class JointMAE(nn.Module):
 
     def _build_encoder(self, config: ModelConfig) -> None:
         C = config.embed_dim
-        self.point_embed = PointEmbed(config)
-        self.point_position = PointPosition(C)
-        self.modality_3d = nn.Parameter(0.02 * torch.randn(1, 1, C))  # M_3D
-        self.encoder = Transformer(
-            C, config.num_layers, config.num_heads, config.mlp_ratio, config.drop_path, config.position_every_block
-        )
-        init_transformer(self.encoder)
+        branch = PointEncoder.of(config)
+        self.point_embed, self.point_position = branch.point_embed, branch.point_position
+        self.modality_3d, self.encoder = branch.modality_3d, branch.encoder
         if config.modality == "joint":
             self.depth_embed = DepthEmbed(config)
             self.modality_2d = nn.Parameter(0.02 * torch.randn(1, 1, C))  # M_2D
@@ -155,7 +140,7 @@ class JointMAE(nn.Module):
         """Sampling, grouping, projection and masks of a batch."""
         config = self.config
         geometry = sample_geometry(config, points)
-        groups = group_points(points, geometry.target_neighbors, geometry.centers)
+        groups = group_points(points, target_neighbors(config, points, geometry), geometry.centers)
         cameras = cameras_of(config, choose_view(config, draws.view), up, max(config.cross_views, 1))
         if config.modality == "3d":
             mask_3d, _ = mask_tokens(config, draws, None)
@@ -322,31 +307,13 @@ class JointMAE(nn.Module):
         smaller than the number of centres are repeated cyclically up to it. Raises ValueError for other shapes, for
         N < 32 and for coordinates that are not finite.
         """
-        points = self._encoder_input(points, normalize)
-        geometry = sample_geometry(self.config, points)
-        tokens = self.point_embed(points, geometry) + self.modality_3d
-        tokens = self.encoder(tokens, self.point_position(geometry.centers))
-        pooled = torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1)
-        return Features(tokens, geometry.centers, pooled)
+        encoder = self.point_encoder()
+        features: Features = encoder(encoder.ready(points, normalize))
+        return features
 
-    def _encoder_input(self, points: Tensor, normalize: bool) -> Tensor:
-        if not isinstance(points, Tensor):
-            raise TypeError(f"encode: points must be a tensor, got {type(points).__name__}; torch.from_numpy makes one")
-        if points.dim() != 3 or points.shape[-1] != 3:
-            raise ValueError(f"encode: points must have shape [B, N, 3], got {list(points.shape)}")
-        N = points.shape[1]
-        if N < 32:
-            raise ValueError(f"encode: a cloud must have at least 32 points, got {N}")
-        trained = self.config.num_points
-        if not trained / 2 <= N <= 2 * trained:
-            warnings.warn(f"encode: the model was trained on {trained} points a cloud, these have {N}", stacklevel=3)
-        points = points.to(self.modality_3d.device, torch.float32)
-        if normalize:
-            points = normalize_unit_sphere(points)
-        wanted = self.config.num_centers[0]
-        if N < wanted:
-            points = points[:, torch.arange(wanted, device=points.device) % N]
-        return points
+    def point_encoder(self) -> PointEncoder:
+        """The 3D branch alone, with the weights of this model, not a copy: what fine-tuning starts from."""
+        return PointEncoder(self.config, self.point_embed, self.point_position, self.modality_3d, self.encoder)
 
     # ---- files ----
 
@@ -363,20 +330,4 @@ class JointMAE(nn.Module):
 
         Raises CheckpointError if a file is missing, damaged or made for another model.
         """
-        weights = Path(path) if Path(path).suffix == ".safetensors" else Path(path) / "model.safetensors"
-        folder = weights.parent
-        if folder.parent.name == "checkpoints":  # runs/NAME/checkpoints/step-N
-            folder = folder.parent.parent
-        try:
-            values = json.loads((folder / "config.json").read_text())
-            config = model_config_from_dict(values["model"])
-            require_valid_model(config)
-            model = cls(config)
-            model.load_state_dict(safetensors.torch.load_file(weights))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, JointMAEError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"{path}: not a trained model ({reason}). Wanted: a finished run's folder with config.json and "
-                "model.safetensors."
-            ) from error
-        return model.eval()
+        return load_model(path, lambda config, _: cls(config))

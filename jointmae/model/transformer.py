@@ -131,12 +131,20 @@ class Transformer(nn.Module):
         self, x: Tensor, position: Tensor, alignment: Alignment | None = None, uniforms: Tensor | None = None
     ) -> Tensor:
         """Tokens and positions [B, L, C] -> [B, L, C]; `uniforms` [B, num_layers, 2] drive drop path."""
+        normed: Tensor = self.norm(self.outputs(x, position, alignment, uniforms)[-1])
+        return normed
+
+    def outputs(
+        self, x: Tensor, position: Tensor, alignment: Alignment | None = None, uniforms: Tensor | None = None
+    ) -> list[Tensor]:
+        """What comes of each block, [B, L, C] each, before the final norm."""
+        outputs = []
         for i, block in enumerate(self.blocks):
             if i == 0 or self.position_every_block:
                 x = x + position
             x = block(x, alignment, None if uniforms is None else uniforms[:, i])
-        normed: Tensor = self.norm(x)
-        return normed
+            outputs.append(x)
+        return outputs
 
 
 class PointPosition(nn.Sequential):

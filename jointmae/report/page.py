@@ -5,17 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from html import escape
-from importlib.resources import files
-from string import Template
 from typing import Any
 
-from jointmae import __version__
 from jointmae.config import TrainConfig, to_dict
 from jointmae.data import PointClouds
 from jointmae.evaluate import Evaluation, ProbePair
 from jointmae.files import write_atomically
 from jointmae.model import JointMAE
-from jointmae.report import words
+from jointmae.report import html, words
 from jointmae.report.charts import Line, chart
 from jointmae.report.figures import Picture, Shape, shapes
 from jointmae.report.render import SIDE
@@ -42,50 +39,43 @@ def write_report(
     """Writes `report.html` into the run's folder; `clouds` are those to show, a test split where there is one."""
     metrics = folder.read_metrics()
     env = words.read_json(folder.path / "env.json")
-    page = Template(_resource("page.html")).substitute(
-        title=escape(f"{config.preset} on {', '.join(words.data_names(config))} - Joint-MAE"),
-        style=_resource("page.css"),
-        heading=escape(f"{config.preset} on {', '.join(words.data_names(config))}"),
-        result=words.to_html(words.result_line(evaluation)),
-        facts=_facts(folder, config, model, metrics, env),
-        accuracy="".join(_accuracy(pair) for pair in evaluation.probes) + _accuracy_note(config, evaluation),
-        losses=_losses(model, evaluation),
-        curves=_curves(metrics, evaluation),
-        shapes=_shapes(config, model, clouds, evaluation),
-        details=_details(folder, config, env),
-        version=escape(__version__),
+    accuracy = "".join(_accuracy(pair) for pair in evaluation.probes) + _accuracy_note(config, evaluation)
+    page = html.page(
+        "training",
+        f"{config.preset} on {', '.join(words.data_names(config))}",
+        words.to_html(words.result_line(evaluation)),
+        _facts(folder, config, model, metrics, env),
+        [
+            ("accuracy", "What it is worth", accuracy + _losses(model, evaluation)),
+            ("curves", "How it learned", _curves(metrics, evaluation)),
+            ("shapes", "What it sees and what it predicts", _shapes(config, model, clouds, evaluation)),
+            ("details", "Details", _details(folder, config, env)),
+        ],
     )
     write_atomically(folder.path / "report.html", page)
-
-
-def _resource(name: str) -> str:
-    return files("jointmae.report").joinpath(name).read_text("utf-8")
 
 
 # ---- the head ----
 
 
-def _facts(folder: RunFolder, config: TrainConfig, model: JointMAE, metrics: Metrics, env: dict[str, Any]) -> str:
+def _facts(
+    folder: RunFolder, config: TrainConfig, model: JointMAE, metrics: Metrics, env: dict[str, Any]
+) -> list[tuple[str, str]]:
     parameters = sum(p.numel() for p in model.parameters())
     steps = metrics[-1]["step"] if metrics else 0
     epochs = f"{config.epochs:,} epochs planned" if config.max_steps else f"{config.epochs:,} epochs"
-    facts = [
+    return [
         ("Preset, recipe", f"{config.preset}, {config.recipe}"),
         ("Trained on", ", ".join(words.data_names(config)) + f" ({', '.join(config.splits)})"),
         ("Parameters", f"{parameters / 1e6:.2f} million, decoders included"),
         ("Seed", str(config.seed)),
         ("Steps", f"{steps:,} ({epochs})"),
         ("Batch", f"at most {config.batch_size:,} clouds of {config.model.num_points:,} points"),
-        ("Last started", _date(str(env.get("started", "unknown")))),
+        ("Last started", words.date(str(env.get("started", "unknown")))),
         ("Training time", _training_time(folder)),
         ("Machine", f"{env.get('cpus', '?')} CPUs, {env.get('platform', 'unknown')}"),
-        ("Software", f"jointmae {env.get('jointmae', __version__)}, torch {env.get('packages', {}).get('torch', '?')}"),
+        ("Software", words.software(env)),
     ]
-    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-
-
-def _date(stamp: str) -> str:
-    return stamp[:16].replace("T", " ") + (f" {stamp[19:]}" if len(stamp) > 19 else "")
 
 
 def _training_time(folder: RunFolder) -> str:
@@ -263,11 +253,7 @@ def _details(folder: RunFolder, config: TrainConfig, env: dict[str, Any]) -> str
     shown_env = {key: value for key, value in env.items() if key != "command"}
     return (
         "".join(f"<h3>{escape(what)}</h3><pre>{escape(command)}</pre>" for what, command in commands)
-        + _fold("Configuration", json.dumps(to_dict(config), indent=2))
-        + _fold("Environment", json.dumps(shown_env, indent=2))
-        + _fold(f"Files of {path.name}", there)
+        + html.fold("Configuration", json.dumps(to_dict(config), indent=2))
+        + html.fold("Environment", json.dumps(shown_env, indent=2))
+        + html.fold(f"Files of {path.name}", there)
     )
-
-
-def _fold(title: str, text: str) -> str:
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

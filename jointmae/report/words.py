@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jointmae import __version__
 from jointmae.config import TrainConfig
 from jointmae.data import furniture
 from jointmae.evaluate import Evaluation, ProbePair, ReconstructionLosses
@@ -132,6 +133,21 @@ def train_command(env: dict[str, Any]) -> str:
 def probe_command(folder: Path, config: TrainConfig) -> str:
     """The command that probes the encoder of this run."""
     return shlex.join(["python", "-m", "jointmae.linear_svm", "--checkpoint", str(folder), "--data", config.data[0]])
+
+
+def date(stamp: str) -> str:
+    """2026-11-24T07:24:35+0000 without seconds."""
+    return stamp[:16].replace("T", " ") + (f" {stamp[19:]}" if len(stamp) > 19 else "")
+
+
+def software(env: dict[str, Any]) -> str:
+    """Of env.json."""
+    return f"jointmae {env.get('jointmae', __version__)}, torch {env.get('packages', {}).get('torch', '?')}"
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """All lines of a .jsonl file; none if it is not there."""
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What a pre-trained encoder is trained further for: classification, few-shot classification, part segmentation."""

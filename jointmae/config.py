@@ -289,7 +289,7 @@ class FewShotConfig(FinetuneConfig):
     runs: int = 10
     """Draws of each setting, with seeds from --seed on."""
     ways: tuple[int, ...] = (5, 10)
-    """Classes of a draw; with several numbers every pair of --ways and --shots is run."""
+    """Classes of a draw; of several numbers each is run with each number of shots."""
     shots: tuple[int, ...] = (10, 20)
     """Training clouds of each class."""
     queries: int = 20

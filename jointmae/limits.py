@@ -7,7 +7,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jointmae.config import PATCH_SIZE, DownstreamConfig, FinetuneConfig, ModelConfig, RunConfig, TrainConfig
+from jointmae.config import (
+    PATCH_SIZE,
+    DownstreamConfig,
+    FewShotConfig,
+    FinetuneConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from jointmae.errors import DiskError, UsageError
 
 _DOWNSTREAM = DownstreamConfig()
@@ -87,6 +95,16 @@ def require_valid_downstream(config: DownstreamConfig) -> None:
             [
                 Rule("--label-smoothing", smoothing, "at least 0 and below 1", 0 <= smoothing < 1),
                 Rule("--votes", config.votes, "at least 0 (0: no voting)", config.votes >= 0),
+            ]
+        )
+    if isinstance(config, FewShotConfig):
+        require(
+            [
+                Rule(
+                    "--ways", config.ways, "numbers of classes, at least 2", bool(config.ways) and min(config.ways) >= 2
+                ),
+                Rule("--shots", config.shots, "numbers, at least 1", bool(config.shots) and min(config.shots) >= 1),
+                Rule("--queries", config.queries, "at least 1", config.queries >= 1),
             ]
         )
     require_place(config.json)

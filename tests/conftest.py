@@ -71,6 +71,18 @@ def threads_restored() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of three steps, `run`, and its set of 48 and 30 labelled clouds, `clouds.h5`."""
+    from jointmae.pretraining import train
+    from tests.runs import small_config, write_clouds
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_clouds(folder / "clouds.h5", train=48, test=30, labels=True, parts=True)
+    assert train(small_config(folder, "--max-steps", "3")) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     """Runs of one and of several processes."""
     started = Launcher(tmp_path_factory.mktemp("launcher"))

@@ -22,8 +22,13 @@ SMALL = (
 ).split()
 
 
-def write_clouds(path: Path, train: int = 24, test: int = 0, labels: bool = False, num_points: int = 256) -> Path:
-    """An .h5 file of boxes of three shapes; with labels, their shape."""
+def write_clouds(
+    path: Path, train: int = 24, test: int = 0, labels: bool = False, num_points: int = 256, parts: bool = False
+) -> Path:
+    """An .h5 file of boxes of three shapes; with labels, their shape; with parts, the half that a point is in.
+
+    Cubes have halves, left and right; a rod is all left, a plate has a rim as a third part.
+    """
     generator = np.random.default_rng(0)
     stretches = np.array([[1, 1, 1], [1, 0.3, 0.3], [1, 1, 0.1]])
     with h5py.File(path, "w") as file:
@@ -35,6 +40,12 @@ def write_clouds(path: Path, train: int = 24, test: int = 0, labels: bool = Fals
             file[f"{split}/points"] = points.astype(np.float32)
             if labels:
                 file[f"{split}/label"] = kinds
+            if parts:
+                right = points[..., 0] > 0
+                rim = np.abs(points[..., :2]).max(-1) > 0.8
+                file[f"{split}/part"] = np.select([kinds[:, None] == 1, kinds[:, None] == 0], [0, right], 2 * rim)
+        if parts:
+            file.attrs["part_names"] = ["left", "right", "rim"]
         if labels:
             file.attrs["classes"] = ["cube", "rod", "plate"]
     return path

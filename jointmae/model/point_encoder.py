@@ -65,7 +65,7 @@ class PointEncoder(nn.Module):
             raise ValueError(f"encode: a cloud must have at least 32 points, got {N}")
         trained = self.config.num_points
         if not trained / 2 <= N <= 2 * trained:
-            warnings.warn(f"encode: the model was trained on {trained} points a cloud, these have {N}", stacklevel=4)
+            warnings.warn(f"encode: the model was trained on {trained} points a cloud, these have {N}", stacklevel=3)
         points = points.to(self.modality_3d.device, torch.float32)
         if normalize:
             points = normalize_unit_sphere(points)

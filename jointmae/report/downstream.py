@@ -11,6 +11,7 @@ from typing import Any
 from jointmae.files import write_atomically
 from jointmae.report import html, words
 from jointmae.report.charts import Line, chart
+from jointmae.text import counted
 
 Results = list[dict[str, Any]]
 _SHOWN_RUNS = 3  # curves that can be told apart in one chart
@@ -21,13 +22,13 @@ def write_report(folder: Path, groups: Sequence[Results]) -> None:
     from jointmae.downstream.runs import row, summarize
 
     first = groups[0][0]
-    rows = [row(results) for results in groups]
+    rows = [{k: v for k, v in row(results).items() if k not in ("data", "encoder")} for results in groups]
     columns = list(dict.fromkeys(name for cells in rows for name in cells))
     leads = []
     for results in groups:
         name, estimate = next(iter(summarize(results).items()))
         setting = f"{results[0]['setting']}: " if "setting" in results[0] else ""
-        leads.append(f"{setting}{name.replace('_', ' ')} {estimate} %")
+        leads.append(f"{setting}{name.replace('_', ' ')} {estimate} % over {counted(len(results), 'run')}")
     env = first["environment"]
     config = first["config"]
     facts = [
@@ -59,7 +60,8 @@ def write_report(folder: Path, groups: Sequence[Results]) -> None:
         sections.append(("classes", "Class by class", detail))
     sections.append(("details", "Details", _details(folder, groups)))
     heading = f"{first['task']} on {first['data']}, encoder {first['encoder']}"
-    page = html.page(first["task"], heading, escape("; ".join(leads)) + ".", facts, sections)
+    lead = "; ".join(leads).replace("miou", "mIoU") + "."
+    page = html.page(first["task"], _sentence(heading), escape(_sentence(lead)), facts, sections)
     write_atomically(folder / "report.html", page)
 
 
@@ -83,6 +85,10 @@ def _curves(folder: Path, groups: Sequence[Results]) -> str:
         f'<div class="charts">{"".join(charts)}</div><p class="note">Loss and accuracy of training batches, which are '
         f"augmented, and of what is held out at the end of each epoch.{others}</p>"
     )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _title(key: str) -> str:

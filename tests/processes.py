@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,14 +32,21 @@ class Launcher:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         )
 
-    def run(self, argv: Sequence[str], size: int = 1, homes: Sequence[Path] = (), **settings: float) -> list[Outcome]:
-        """`python -m jointmae.train` in `size` processes, in folders `homes` if given; what each left, by rank.
+    def run(
+        self,
+        argv: Sequence[str],
+        size: int = 1,
+        homes: Sequence[Path] = (),
+        command: str = "train",
+        **settings: float,
+    ) -> list[Outcome]:
+        """`python -m jointmae.<command>` in `size` processes, in folders `homes` if given; what each left, by rank.
 
         A single one is not told that there could be others. `settings` are constants of jointmae.trainer.
         """
         said = [self._folder / f"said-{rank}" for rank in range(size)]
         order = {"argv": list(argv), "size": size, "said": list(map(str, said)), "homes": list(map(str, homes))}
-        order["settings"] = settings
+        order |= {"settings": settings, "command": command}
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
@@ -62,11 +70,11 @@ def _serve() -> None:
     train.parse_args([])  # loads what it needs
     torch.set_num_threads(1)  # a forked process has no other threads
 
-    def command(settings: dict[str, float]) -> NoReturn:
-        for name, value in settings.items():
-            assert hasattr(trainer, name), name
-            setattr(trainer, name, value)
-        cli.run(train.main)
+    def command(name: str, settings: dict[str, float]) -> NoReturn:
+        for constant, value in settings.items():
+            assert hasattr(trainer, constant), constant
+            setattr(trainer, constant, value)
+        cli.run(import_module(f"jointmae.{name}").main)
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -83,7 +91,7 @@ def free_port() -> int:
         return port
 
 
-def _fork(rank: int, order: dict[str, Any], command: Callable[[dict[str, float]], NoReturn]) -> int:
+def _fork(rank: int, order: dict[str, Any], command: Callable[[str, dict[str, float]], NoReturn]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -94,10 +102,10 @@ def _fork(rank: int, order: dict[str, Any], command: Callable[[dict[str, float]]
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(order["port"]))
     if order["homes"]:
         os.chdir(order["homes"][rank])
-    sys.argv = ["train", *order["argv"]]
+    sys.argv = [order["command"], *order["argv"]]
     code = 1
     try:
-        command(order["settings"])
+        command(order["command"], order["settings"])
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:

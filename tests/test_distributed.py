@@ -81,10 +81,10 @@ def trained(launcher, work, name, size, *more):
 
 
 def losses(folder):
-    """The three losses, their sum and the norm of the gradient, by step."""
+    """Losses, their sum and the norm of the gradient, by step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    names = ("loss", "loss_3d", "loss_2d", "loss_cross", "grad_norm")
+    names = [name for name in lines[0] if name.startswith("loss") or name == "grad_norm"]
     return torch.tensor([[line[name] for name in names] for line in lines], dtype=torch.float64)
 
 
@@ -119,6 +119,22 @@ def test_same_losses_in_float64(launcher, work, alone, size, parts):
 def test_batch_norm_sees_the_clouds_of_all_processes(launcher, work):
     one, two = (trained(launcher, work, f"norm-{n}", n, "--precision", "fp64", "--point-norm", "batch") for n in (1, 2))
     assert_same_run(two, one, rtol=1e-9)
+
+
+@pytest.mark.parametrize("command", ["finetune", "part_seg"])
+def test_downstream_runs_are_the_same_in_two_processes(launcher, trained_run, tmp_path, command):
+    """Two runs, one after the other, in the same processes; the head's batch norm sees the clouds of both."""
+    options = "--epochs 2 --batch-size 8 --warmup-epochs 1 --runs 2 --device cpu --precision fp64 --votes 2".split()
+    options = options if command == "finetune" else options[:-2]
+    data = ["--data", str(trained_run / "clouds.h5"), "--checkpoint", str(trained_run / "run")]
+    for size in (1, 2):
+        outcomes = launcher.run([*options, *data, "--out", str(tmp_path / str(size))], size, (), command, LOG_STEPS=1)
+        assert [outcome.code for outcome in outcomes] == [0] * size, outcomes
+        assert [outcome.out.count("report ") for outcome in outcomes] == [1] + [0] * (size - 1)
+    for seed in ("seed-0", "seed-1"):
+        assert_same_run(tmp_path / "2" / seed, tmp_path / "1" / seed, rtol=1e-9)
+        one, two = (json.loads((tmp_path / size / seed / "result.json").read_text()) for size in "12")
+        assert {name: one[name] for name in ("test", "epoch")} == {name: two[name] for name in ("test", "epoch")}
 
 
 def test_same_losses_with_weights_in_shards(launcher, work, alone):

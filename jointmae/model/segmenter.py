@@ -72,7 +72,7 @@ class Segmenter(nn.Module):
         tokens = torch.cat(taps, dim=-1)  # [B, G, T]
         x = ops.knn_interpolate(points, centers, self.lift_tokens(tokens)) + self.lift_points(points)  # [B, N, 4 C]
         x = self._norm_relu(1, self.spread(self._norm_relu(0, x)))  # [B, N, 8/3 C]
-        known = F.one_hot(classes.clamp(min=0), self.num_classes) * (classes >= 0)[:, None]  # [B, classes]
+        known = classes[:, None] == torch.arange(self.num_classes, device=classes.device)  # [B, classes]
         overall = torch.cat([tokens.amax(1), tokens.mean(1), self.label(known.to(tokens.dtype))], dim=-1)
         x = self._norm_relu(2, self.local(x) + self.overall(overall)[:, None])  # [B, N, 4/3 C]
         if draws is not None:

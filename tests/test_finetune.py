@@ -24,6 +24,7 @@ from jointmae.model.classifier import draw_classifier
 from jointmae.model.point_encoder import PointEncoder
 from jointmae.ops import farthest_point_sample
 from jointmae.step import Step
+from tests import official_sets
 from tests.models import furniture, micro_config
 from tests.runs import contents, fails, results, run, write_clouds
 
@@ -192,6 +193,19 @@ def test_sets_that_cannot_serve(argv, command, tmp_path):
     no_test, no_labels = write_clouds(tmp_path / "a.h5", labels=True), write_clouds(tmp_path / "b.h5", test=3)
     assert fails(command(*argv, "--data", no_test), 3, "a.h5: wanted a train and a test split, got train")
     assert fails(command(*argv, "--data", no_labels), 3, "wanted at least two classes and a test cloud")
+
+
+@pytest.mark.parametrize(
+    ("write", "variant"), [(official_sets.modelnet_hdf5, ""), (official_sets.scanobjectnn, ":pb_t50_rs")]
+)
+def test_official_sets(argv, command, tmp_path, write, variant):
+    """ModelNet40 and ScanObjectNN by the commands of docs/deviations.md, on small files in their layouts."""
+    path = write(tmp_path / "official", S=8, N=80)
+    options = ("--num-points", 64, "--num-centers", 32, 8, "--augment", "rotate")
+    done = command(*argv, *options, "--batch-size", 4, "--data", f"{path}{variant}", "--val-fraction", 0)
+    assert done.code == 0, done
+    one = result(tmp_path / "fine")
+    assert (one["num_points"], one["augmentation"], one["num_test"]) == (64, "rotate", 8)
 
 
 # ---- splits ----

@@ -19,6 +19,7 @@ from jointmae.model.point_encoder import PointEncoder
 from jointmae.model.segmenter import draw_segmenter, tapped_blocks
 from jointmae.ops import reference
 from jointmae.step import Step
+from tests import official_sets
 from tests.models import furniture, micro_config
 from tests.runs import contents, fails, results, run, write_clouds
 
@@ -204,6 +205,17 @@ def test_a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on(argv, command,
     assert command(*argv, "--max-steps", 9, "--out", tmp_path / "other").code == 0
     assert command(*argv, "--out", tmp_path / "other").code == 0
     assert results(tmp_path / "other/seed-0") == results(tmp_path / "parts/seed-0")
+
+
+@pytest.mark.parametrize("write", [official_sets.shapenet_part_txt, official_sets.shapenet_part_hdf5])
+def test_shapenet_part(argv, command, tmp_path, write):
+    """In both of its layouts, with its own validation split; where test classes are not those of train, too."""
+    path = write(tmp_path / "official", N=80)
+    done = command(*argv, "--data", path, "--batch-size", 2, "--epochs", 1)
+    assert done.code == 0, done
+    (one,) = json.loads((tmp_path / "parts/result.json").read_text())["rows"][0]["runs"]
+    assert (one["num_train"], one["num_val"], one["num_test"]) == (3, 3, 3)
+    assert 0 <= one["test"]["instance_miou"] <= 1 and len(one["inputs"]["part_names"]) == 50
 
 
 def test_sets_that_cannot_serve(argv, command, tmp_path):

@@ -131,12 +131,12 @@ class Segmentation(Objective):
 
 
 def parts_of_classes(clouds: PointClouds) -> Tensor:
-    """Which parts occur in each class, bool [K + 1, P]; in the last row, which is that of -1, those of any cloud."""
+    """Which parts each class has, bool [K + 1, P]: those of its clouds; all for one without clouds, and for none (-1)."""
     assert clouds.parts is not None
     found = torch.zeros(max(len(clouds.classes), 1) + 1, len(clouds.part_names), dtype=torch.bool)
     for label in clouds.labels.cpu().unique().tolist():
         found[label, clouds.parts[clouds.labels == label].unique().long().cpu()] = True
-    found[-1] = found.any(0)
+    found[~found.any(1)] = True
     return found
 
 

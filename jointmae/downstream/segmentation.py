@@ -131,7 +131,7 @@ class Segmentation(Objective):
 
 
 def parts_of_classes(clouds: PointClouds) -> Tensor:
-    """Which parts each class has, bool [K + 1, P]: those of its clouds; all for one without clouds, and for none (-1)."""
+    """Which parts a class has, bool [K + 1, P]: those of its clouds; all for one without clouds, and for none (-1)."""
     assert clouds.parts is not None
     found = torch.zeros(max(len(clouds.classes), 1) + 1, len(clouds.part_names), dtype=torch.bool)
     for label in clouds.labels.cpu().unique().tolist():

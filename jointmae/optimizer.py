@@ -24,7 +24,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (decaying if parameter.dim() >= 2 and name not in _TOKENS else others).append(parameter)
+        is_token = name.rpartition(".")[2] in _TOKENS
+        (decaying if parameter.dim() >= 2 and not is_token else others).append(parameter)
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 

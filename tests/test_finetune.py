@@ -23,6 +23,7 @@ from jointmae.model import Classifier, JointMAE
 from jointmae.model.classifier import draw_classifier
 from jointmae.model.point_encoder import PointEncoder
 from jointmae.ops import farthest_point_sample
+from jointmae.optimizer import parameter_groups
 from jointmae.step import Step
 from tests import official_sets
 from tests.models import furniture, micro_config
@@ -334,6 +335,19 @@ def test_summaries_are_means_and_standard_deviations():
     runs = [{"test": {"accuracy": value}} for value in (0.5, 0.7, 0.9)]
     assert summarize(runs)["accuracy"] == pytest.approx((0.7, 0.2, 3))
     assert str(summarize(runs)["accuracy"]) == "70.0 ± 20.0" and str(summarize(runs[:1])["accuracy"]) == "50.0"
+
+
+def test_tokens_do_not_decay():
+    task = micro_task()
+    model = task.new_model()
+    decaying, others = parameter_groups(model, 0.05)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert "encoder.modality_3d" in {names[id(p)] for p in others["params"]}
+    assert {names[id(p)].rpartition(".")[2] for p in decaying["params"]} == {"weight"}
+
+
+def test_a_fine_tuned_model_is_no_encoder(whole, command, argv):
+    assert fails(command(*argv, "--checkpoint", whole / "seed-0"), 4, "jointmae.model.Classifier or Segmenter loads it")
 
 
 def test_a_user_classifies_clouds_of_any_size(whole):

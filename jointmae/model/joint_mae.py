@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -330,4 +330,10 @@ class JointMAE(nn.Module):
 
         Raises CheckpointError if a file is missing, damaged or made for another model.
         """
-        return load_model(path, lambda config, _: cls(config))
+
+        def build(config: ModelConfig, values: dict[str, Any]) -> JointMAE:
+            if "checkpoint_sha256" in values:
+                raise ValueError("it was trained further: jointmae.model.Classifier or Segmenter loads it")
+            return cls(config)
+
+        return load_model(path, build)

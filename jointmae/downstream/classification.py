@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jointmae import random
 from jointmae.config import FinetuneConfig
 from jointmae.data import PointClouds, normalize_unit_sphere
 from jointmae.data.augment import augment
-from jointmae.distributed import World
 from jointmae.downstream.splits import Splits, farthest_first
+from jointmae.downstream.supervised import Supervised, by_class, looked_at
 from jointmae.downstream.task import DownstreamTask
 from jointmae.errors import DataError
 from jointmae.model import Classifier
@@ -84,15 +84,8 @@ class ClassificationTask(DownstreamTask):
 
     def details(self, model: nn.Module) -> dict[str, Any]:
         """Of each class: its test clouds, and how many of them were recognised."""
-        right = (predict(cast(Classifier, model), self.test).argmax(1) == self.test.labels.cpu()).double()
-        labels = self.test.labels.cpu()
-        return {
-            "classes": {
-                name: {"num_test": int((labels == i).sum()), "accuracy": float(right[labels == i].mean())}
-                for i, name in enumerate(self.test.classes)
-                if bool((labels == i).any())
-            }
-        }
+        right = predict(cast(Classifier, model), self.test).argmax(1) == self.test.labels.cpu()
+        return {"classes": by_class(self.test, "accuracy", right.double())}
 
     def _votes(self, model: Classifier) -> Tensor:
         """Mean probabilities [S, K] over augmented copies of the test clouds; one fixed set of copies."""
@@ -104,22 +97,14 @@ class ClassificationTask(DownstreamTask):
                 points = self.test.batch(ids, model.encoder.config.num_points, seed, vote)
                 return augment(config.augment, points, self.test.up[ids], ids, vote, seed)
 
-            total = total + _logits(model, copies, len(self.test)).softmax(1) / config.votes
+            total = total + _logits(model, copies, self.test).softmax(1) / config.votes
         return total
 
 
-class Classification(Objective):
-    """Cross-entropy of a `Classifier`."""
+class Classification(Supervised):
+    """Of a `Classifier`."""
 
     config: FinetuneConfig
-    names = ("loss", "accuracy")
-    shown = {"loss": "loss", "accuracy": "accuracy"}
-    has_diagnostics = False
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """None: there is one loss."""
-        return {}
 
     def batch(self, clouds: PointClouds, ids: Tensor, epoch: int) -> tuple[Tensor, ...]:
         """Filled on the device: to take a number there would be to wait for it."""
@@ -135,13 +120,7 @@ class Classification(Objective):
         draws = draw_classifier(self._model.encoder.config.num_layers, config.seed, epoch, ids)
         with self.autocast():
             logits = self.model(points, draws)  # [B, K]
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-        accuracy = (logits.detach().argmax(1) == labels).to(loss.dtype).mean()
-        return Losses((loss, accuracy), {})
-
-    def diagnostics(self, details: dict[str, Tensor], world: World) -> dict[str, float]:
-        """None."""
-        return {}
+        return self.losses(logits, labels, config.label_smoothing)
 
     @property
     def _model(self) -> Classifier:
@@ -151,17 +130,13 @@ class Classification(Objective):
 def predict(model: Classifier, clouds: PointClouds) -> Tensor:
     """Logits [S, K] of the first points of each cloud, in evaluation mode, on the CPU; the model is left as it was."""
     first = clouds.first(model.encoder.config.num_points).points
-    return _logits(model, lambda ids: normalize_unit_sphere(first[ids]), len(clouds))
+    return _logits(model, lambda ids: normalize_unit_sphere(first[ids]), clouds)
 
 
-@torch.no_grad()
-def _logits(model: Classifier, points_of: Any, count: int) -> Tensor:
-    training, parameter = model.training, next(model.parameters())
-    model.eval()
-    chunks = torch.arange(count, device=parameter.device).split(_CHUNK)
-    logits = [model(points_of(ids).to(parameter.dtype)).float().cpu() for ids in chunks]
-    model.train(training)
-    return torch.cat(logits)
+def _logits(model: Classifier, points_of: Callable[[Tensor], Tensor], clouds: PointClouds) -> Tensor:
+    with looked_at(model) as dtype:
+        chunks = torch.arange(len(clouds), device=clouds.device).split(_CHUNK)
+        return torch.cat([model(points_of(ids).to(dtype)).float().cpu() for ids in chunks])
 
 
 def class_scores(labels: Tensor, predicted: Tensor) -> dict[str, float]:

@@ -6,13 +6,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jointmae.config import PartSegConfig
 from jointmae.data import PointClouds, normalize_unit_sphere
 from jointmae.data.augment import augment
-from jointmae.distributed import World
 from jointmae.downstream.splits import Splits
+from jointmae.downstream.supervised import Supervised, by_class, looked_at
 from jointmae.downstream.task import DownstreamTask
 from jointmae.errors import DataError
 from jointmae.model import Segmenter
@@ -70,14 +69,7 @@ class SegmentationTask(DownstreamTask):
     def details(self, model: nn.Module) -> dict[str, Any]:
         """Mean IoU of each class."""
         ious, _ = self._ious(cast(Segmenter, model), self.test)
-        labels = self.test.labels.cpu()
-        return {
-            "classes": {
-                name: {"num_test": int((labels == i).sum()), "miou": float(ious[labels == i].mean())}
-                for i, name in enumerate(self.test.classes)
-                if bool((labels == i).any())
-            }
-        }
+        return {"classes": by_class(self.test, "miou", ious)}
 
     def _ious(self, model: Segmenter, clouds: PointClouds) -> tuple[Tensor, float]:
         """The mean IoU of each cloud, float64 [S], and the share of points with the right part."""
@@ -89,18 +81,10 @@ class SegmentationTask(DownstreamTask):
         return shape_ious(parts, predicted, allowed), float((parts == predicted).double().mean())
 
 
-class Segmentation(Objective):
-    """Cross-entropy of a `Segmenter`, over all points of a batch."""
+class Segmentation(Supervised):
+    """Of a `Segmenter`, over all points of a batch."""
 
     config: PartSegConfig
-    names = ("loss", "accuracy")
-    shown = {"loss": "loss", "accuracy": "accuracy"}
-    has_diagnostics = False
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """None: there is one loss."""
-        return {}
 
     def batch(self, clouds: PointClouds, ids: Tensor, epoch: int) -> tuple[Tensor, ...]:
         """Filled on the device: to take a number there would be to wait for it."""
@@ -117,13 +101,7 @@ class Segmentation(Objective):
         draws = draw_segmenter(self._model, config.seed, epoch, ids)
         with self.autocast():
             logits = self.model(points, classes, draws).flatten(0, 1)  # [B N, P]
-        loss = F.cross_entropy(logits, parts.flatten())
-        accuracy = (logits.detach().argmax(1) == parts.flatten()).to(loss.dtype).mean()
-        return Losses((loss, accuracy), {})
-
-    def diagnostics(self, details: dict[str, Tensor], world: World) -> dict[str, float]:
-        """None."""
-        return {}
+        return self.losses(logits, parts.flatten())
 
     @property
     def _model(self) -> Segmenter:
@@ -140,21 +118,18 @@ def parts_of_classes(clouds: PointClouds) -> Tensor:
     return found
 
 
-@torch.no_grad()
 def predict_parts(model: Segmenter, clouds: PointClouds, parts_of: Tensor) -> Tensor:
     """The parts int64 [S, N] of all points of clouds, only such as their class has, in evaluation mode, on the CPU.
 
     `parts_of` bool [K + 1, P] as `parts_of_classes` gives it. The model is left as it was.
     """
-    training, parameter = model.training, next(model.parameters())
-    model.eval()
     found = []
-    for ids in torch.arange(len(clouds), device=clouds.device).split(_CHUNK):
-        classes = clouds.labels[ids]
-        logits = model(normalize_unit_sphere(clouds.points[ids]).to(parameter.dtype), classes).float().cpu()
-        impossible = ~parts_of[classes.cpu()][:, None]  # [B, 1, P]
-        found.append(logits.masked_fill(impossible, -torch.inf).argmax(-1))
-    model.train(training)
+    with looked_at(model) as dtype:
+        for ids in torch.arange(len(clouds), device=clouds.device).split(_CHUNK):
+            classes = clouds.labels[ids]
+            logits = model(normalize_unit_sphere(clouds.points[ids]).to(dtype), classes).float().cpu()
+            impossible = ~parts_of[classes.cpu()][:, None]  # [B, 1, P]
+            found.append(logits.masked_fill(impossible, -torch.inf).argmax(-1))
     return torch.cat(found)
 
 

@@ -31,7 +31,9 @@ def name_of(checkpoint: str, preset: str) -> str:
     if checkpoint == RANDOM:
         return f"{RANDOM}-{preset}"
     path = Path(checkpoint).resolve()
-    return path.parent.name if path.suffix else path.name
+    folder = path.parent if path.suffix == ".safetensors" else path
+    is_one_of_several = folder.name.startswith("seed-")  # as `jointmae.ablate` leaves them
+    return f"{folder.parent.name}-{folder.name}" if is_one_of_several else folder.name
 
 
 def sha256_of(checkpoint: str) -> str:

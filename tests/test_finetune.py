@@ -337,6 +337,20 @@ def test_summaries_are_means_and_standard_deviations():
     assert str(summarize(runs)["accuracy"]) == "70.0 ± 20.0" and str(summarize(runs[:1])["accuracy"]) == "50.0"
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ("random", "random-small"),
+        ("/a/runs/tiny-furniture-0", "tiny-furniture-0"),
+        ("/a/runs/x/model.safetensors", "x"),
+        ("/a/ablation/modality=3d/seed-1", "modality=3d-seed-1"),
+        ("/a/lr=0.5", "lr=0.5"),
+    ],
+)
+def test_what_an_encoder_is_called(checkpoint, name):
+    assert encoders.name_of(checkpoint, "small") == name
+
+
 def test_tokens_do_not_decay():
     task = micro_task()
     model = task.new_model()

@@ -380,7 +380,7 @@ class Trainer:
             self._draw(force=last)
 
     def _validate(self) -> dict[str, float]:
-        """What the task finds at the end of an epoch, told to all processes."""
+        """What the task finds at the end of an epoch; nothing in other processes than the leading one."""
         if not self.task.validates:
             return {}
         self._fetch()
@@ -433,6 +433,9 @@ class Trainer:
 
     def _end_epoch(self, validated: dict[str, float]) -> None:
         score = self.task.score(sum(self.epoch_losses) / len(self.epoch_losses), validated)
+        if self.task.validates:  # which the leading process alone has done; all have to save the same steps
+            mine = score if self.world.leads else -math.inf
+            score = float(self.world.most(torch.tensor(mine, dtype=torch.float64)))
         if not self.best or score > self.best["score"]:
             self.best = {"step": self.step, "score": score}
         self.epoch_losses = []

@@ -121,12 +121,13 @@ def test_batch_norm_sees_the_clouds_of_all_processes(launcher, work):
     assert_same_run(two, one, rtol=1e-9)
 
 
-@pytest.mark.parametrize("command", ["finetune", "part_seg"])
-def test_downstream_runs_are_the_same_in_two_processes(launcher, trained_run, tmp_path, command):
+@pytest.mark.parametrize(("command", "parallel"), [("finetune", "ddp"), ("finetune", "fsdp"), ("part_seg", "ddp")])
+def test_downstream_runs_are_the_same_in_two_processes(launcher, trained_run, tmp_path, command, parallel):
     """Two runs, one after the other, in the same processes; the head's batch norm sees the clouds of both."""
     options = "--epochs 2 --batch-size 8 --warmup-epochs 1 --runs 2 --device cpu --precision fp64 --votes 2".split()
     options = options if command == "finetune" else options[:-2]
     data = ["--data", str(trained_run / "clouds.h5"), "--checkpoint", str(trained_run / "run")]
+    options += ["--parallel", parallel]
     for size in (1, 2):
         outcomes = launcher.run([*options, *data, "--out", str(tmp_path / str(size))], size, (), command, LOG_STEPS=1)
         assert [outcome.code for outcome in outcomes] == [0] * size, outcomes

@@ -11,3 +11,8 @@ def counted(number: int, noun: str, ending: str = "s") -> str:
 def printable(line: str) -> str:
     """The line without what could steer a terminal: names and texts are a file's own."""
     return "".join(c if c.isprintable() else "?" for c in line)
+
+
+def spoken(score: str) -> str:
+    """The name of a score: "instance_miou" is "instance mIoU"."""
+    return score.replace("_", " ").replace("miou", "mIoU")

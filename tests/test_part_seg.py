@@ -178,7 +178,7 @@ def test_dropout_is_a_function_of_the_sample():
 
 def test_it_learns_and_says_so(argv, command, tmp_path, trained_run):
     done = command(*argv, "--epochs", 12, "--json", tmp_path / "r.json")
-    assert done.code == 0 and "instance miou" in done.out and "class miou" in done.out, done
+    assert done.code == 0 and "instance mIoU" in done.out and "class mIoU" in done.out, done
     (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     one = row["runs"][0]
     assert set(one["test"]) == {"instance_miou", "class_miou", "point_accuracy"}

@@ -20,6 +20,7 @@ from jointmae.downstream.task import DownstreamTask
 from jointmae.errors import CheckpointError
 from jointmae.files import to_json, write_atomically
 from jointmae.run_folder import data_name, environment
+from jointmae.text import spoken
 
 Results = list[dict[str, Any]]
 Config = TypeVar("Config", bound=DownstreamConfig)
@@ -133,7 +134,7 @@ def row(results: Results) -> dict[str, str]:
     first = results[0]
     cells = {"data": first["data"], "encoder": first["encoder"]}
     cells |= {"setting": first["setting"]} if "setting" in first else {}
-    cells |= {name.replace("_", " "): str(estimate) for name, estimate in summarize(results).items()}
+    cells |= {spoken(name): str(estimate) for name, estimate in summarize(results).items()}
     epochs = "/".join(dict.fromkeys(str(result["epoch"]) for result in results))
     cells |= {"runs": str(len(results)), "epoch": f"{first['selection']}: {epochs} of {first['epochs']}"}
     known = ("augmentation", "pooling", "sampling", "num_points")

@@ -19,6 +19,7 @@ from jointmae.limits import require_valid_model
 from jointmae.model import JointMAE, PointEncoder
 from jointmae.run_folder import RunFolder, environment
 from jointmae.task import Task
+from jointmae.text import spoken
 
 
 class DownstreamTask(Task):
@@ -123,7 +124,7 @@ class DownstreamTask(Task):
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         write_atomically(folder.path / "result.json", to_json(record))
-        numbers = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in record["test"].items())
+        numbers = ", ".join(f"{spoken(name)} {value:.1%}" for name, value in record["test"].items())
         return f"test      {numbers} (epoch {epoch} of {config.epochs}, {selection})"
 
     @property

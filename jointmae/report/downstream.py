@@ -11,7 +11,7 @@ from typing import Any
 from jointmae.files import write_atomically
 from jointmae.report import html, words
 from jointmae.report.charts import Line, chart
-from jointmae.text import counted
+from jointmae.text import counted, spoken
 
 Results = list[dict[str, Any]]
 _SHOWN_RUNS = 3  # curves that can be told apart in one chart
@@ -28,14 +28,15 @@ def write_report(folder: Path, groups: Sequence[Results]) -> None:
     for results in groups:
         name, estimate = next(iter(summarize(results).items()))
         setting = f"{results[0]['setting']}: " if "setting" in results[0] else ""
-        leads.append(f"{setting}{name.replace('_', ' ')} {estimate} % over {counted(len(results), 'run')}")
+        leads.append(f"{setting}{spoken(name)} {estimate} % over {counted(len(results), 'run')}")
     env = first["environment"]
     config = first["config"]
+    val = f"{first['num_val']:,} validation, " if first["num_val"] else ""
     facts = [
         ("Task", first["task"]),
         ("Data", first["data"]),
         ("Encoder", first["encoder"]),
-        ("Clouds", f"{first['num_train']:,} train, {first['num_val']:,} validation, {first['num_test']:,} test"),
+        ("Clouds", f"{first['num_train']:,} train, {val}{first['num_test']:,} test"),
         ("Runs", ", ".join(str(len(results)) for results in groups)),
         ("Epochs", f"{first['epochs']:,}, batches of at most {config['batch_size']:,}"),
         ("Epoch chosen by", first["selection"]),
@@ -45,7 +46,7 @@ def write_report(folder: Path, groups: Sequence[Results]) -> None:
     ]
     note = (
         '<p class="note">Percent of the test split, mean ± standard deviation over the runs. The test split was read '
-        f"once a run, after the epoch had been chosen ({escape(first['selection'])}).</p>"
+        f"once a run, with the weights of its chosen epoch ({escape(first['selection'])}).</p>"
     )
     if config["paper_selection"]:
         note = (
@@ -56,11 +57,11 @@ def write_report(folder: Path, groups: Sequence[Results]) -> None:
         ("result", "What it is worth", html.table(columns, [[r.get(c, "") for c in columns] for r in rows]) + note),
         ("curves", "How it learned", _curves(folder, groups)),
     ]
-    if detail := _by_class(groups[0]):
+    if "setting" not in first and (detail := _by_class(groups[0])):  # few-shot draws have other classes each
         sections.append(("classes", "Class by class", detail))
     sections.append(("details", "Details", _details(folder, groups)))
     heading = f"{first['task']} on {first['data']}, encoder {first['encoder']}"
-    lead = "; ".join(leads).replace("miou", "mIoU") + "."
+    lead = "; ".join(leads) + "."
     page = html.page(first["task"], _sentence(heading), escape(_sentence(lead)), facts, sections)
     write_atomically(folder / "report.html", page)
 
@@ -98,7 +99,7 @@ def _title(key: str) -> str:
     part, _, rest = key.partition("_")
     where = {"val": "Validation", "test": "TEST split,"}.get(part)
     name = f"{where} {rest}" if where else f"Training {key}"
-    return name.replace("_", " ").replace("miou", "mIoU")
+    return spoken(name)
 
 
 def _by_class(results: Results) -> str:
@@ -112,7 +113,7 @@ def _by_class(results: Results) -> str:
         found = [result["classes"][name] for result in results if name in result["classes"]]
         means = [words.percent(sum(one[key] for one in found) / len(found)) for key in numbers]
         rows.append([name, f"{found[0]['num_test']:,}", *means])
-    return html.table(["class", "test clouds", *(key.replace("_", " ") for key in numbers)], rows)
+    return html.table(["class", "test clouds", *map(spoken, numbers)], rows)
 
 
 def _details(folder: Path, groups: Sequence[Results]) -> str:
@@ -126,7 +127,7 @@ def _details(folder: Path, groups: Sequence[Results]) -> str:
         for results in groups
         for result in results
     ]
-    head = ["run", "epoch", *(name.replace("_", " ") for name in first["test"])]
+    head = ["run", "epoch", *map(spoken, first["test"])]
     return (
         html.table(head, each)
         + html.fold("Configuration of the first run", json.dumps(first["config"], indent=2))

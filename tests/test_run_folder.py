@@ -97,7 +97,7 @@ def test_a_change_of_any_field_is_another_run_but_for_those_that_may_change(tmp_
 
 def test_only_these_changes_make_no_other_run():
     options = {"out", "device", "threads", "resume", "dry_run", "evaluate", "tensorboard", "compile", "accumulate"}
-    options |= {"auto_batch", "parallel", "cuda_graphs"}
+    options |= {"auto_batch", "parallel", "cuda_graphs", "runs", "json"}
     assert options == RESUMABLE_CHANGES
 
 

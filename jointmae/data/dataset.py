@@ -98,8 +98,9 @@ class PointClouds:
     def _rows(self, ids: Tensor, num_points: int, seed: int, epoch: int | Tensor) -> Tensor:
         """The rows of `batch`: [num_points], or [B, num_points] where they differ between clouds."""
         N = self.points.shape[1]
+        rows = _cyclic_rows(N, num_points, self.device)  # [num_points]
         if N <= num_points:
-            return _cyclic_rows(N, num_points, self.device)
+            return rows
         return random.subset(random.keys(seed, epoch, ids, random.Purpose.SUBSET), N, num_points)
 
     def describe(self) -> str:

@@ -18,6 +18,7 @@ from jointmae.recipes import train_config
 from jointmae.step import Step
 from tests.models import micro_config
 from tests.op_cases import equal, every_op
+from tests.test_downstream_step import make_step
 
 pytestmark = pytest.mark.skipif(native.cuda is None or not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -125,6 +126,20 @@ def test_a_step_waits_for_nothing(gpu):
         step.run(ids, 1, 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_a_downstream_step(gpu, kind):
+    """It waits for nothing, and is the same compiled and recorded."""
+    eager, compiled = (make_step(kind, gpu, precision="fp32", compile=mode) for mode in ("off", "on"))
+    for number in range(6):
+        ids = (IDS + 8 * number).to(gpu)
+        torch.cuda.set_sync_debug_mode("error" if number else "default")
+        try:
+            wanted = eager.run(ids, number, 1e-3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.testing.assert_close(compiled.run(ids, number, 1e-3)[[0, 2]], wanted[[0, 2]], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

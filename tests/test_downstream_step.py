@@ -24,18 +24,19 @@ from tests.test_step import NoWaiting
 IDS = torch.arange(8)
 
 
-def make_step(kind: str, **changes: Any) -> Step:
-    clouds = furniture()
+def make_step(kind: str, device: str | torch.device = "cpu", **changes: Any) -> Step:
+    clouds = furniture().to(device)
     torch.manual_seed(0)
     encoder = PointEncoder.of(micro_config())
     config: DownstreamConfig = FinetuneConfig() if kind == "classification" else PartSegConfig()
     config = dataclasses.replace(config, **{"compile": "off", "augment": "scale+shift+rotate", **changes})
     if kind == "classification":
-        objective: Objective = Classification(Classifier(encoder, clouds.classes).train(), config)
+        objective: Objective = Classification(Classifier(encoder, clouds.classes).to(device).train(), config)
     else:
         parts = (clouds.points[..., 2] > 0).to(torch.uint8)
         clouds = dataclasses.replace(clouds, parts=parts, part_names=("low", "high"))
-        objective = Segmentation(Segmenter(encoder, clouds.classes, clouds.part_names).train(), config)
+        model = Segmenter(encoder, clouds.classes, clouds.part_names).to(device)
+        objective = Segmentation(model.train(), config)
     return Step(objective, clouds)
 
 

@@ -12,7 +12,13 @@ from sklearn.metrics import jaccard_score
 from jointmae import part_seg
 from jointmae.config import PartSegConfig
 from jointmae.data import load, normalize_unit_sphere
-from jointmae.downstream.segmentation import SegmentationTask, parts_of_classes, predict_parts, shape_ious
+from jointmae.downstream.segmentation import (
+    SegmentationTask,
+    commonest_parts,
+    parts_of_classes,
+    predict_parts,
+    shape_ious,
+)
 from jointmae.downstream.splits import load_splits
 from jointmae.model import Segmenter
 from jointmae.model.point_encoder import PointEncoder
@@ -80,6 +86,16 @@ def test_only_parts_of_the_class_are_predicted(task):
     predicted = predict_parts(task.new_model(), task.test.first(256), task.parts_of)
     assert predicted[task.test.labels == 1].unique().tolist() == [0]
     assert 2 not in predicted[task.test.labels == 0] and 1 not in predicted[task.test.labels == 2]
+
+
+def test_the_floor_is_the_commonest_part_of_each_class(task):
+    """Left in cubes (by a few points) and rods, and what of a plate is no rim."""
+    counts = [torch.bincount(task.clouds.parts[task.clouds.labels == label].flatten().long()) for label in range(3)]
+    found = commonest_parts(task.clouds)
+    assert found[:3].tolist() == [int(count.argmax()) for count in counts] and int(found[3]) == 0
+    parts = task.test.first(256).parts.long()
+    ious = shape_ious(parts, found[task.test.labels][:, None].expand(parts.shape), task.parts_of[task.test.labels])
+    assert task.more_scores(task.new_model()) == {"trivial_instance_miou": float(ious.mean())}
 
 
 def test_the_scores_of_a_known_prediction(task, monkeypatch):
@@ -181,7 +197,8 @@ def test_it_learns_and_says_so(argv, command, tmp_path, trained_run):
     assert done.code == 0 and "instance mIoU" in done.out and "class mIoU" in done.out, done
     (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     one = row["runs"][0]
-    assert set(one["test"]) == {"instance_miou", "class_miou", "point_accuracy"}
+    assert set(one["test"]) == {"instance_miou", "class_miou", "point_accuracy", "trivial_instance_miou"}
+    assert one["test"]["trivial_instance_miou"] < one["test"]["instance_miou"]
     assert (one["task"], one["num_train"], one["num_val"], one["num_test"]) == ("part segmentation", 42, 6, 30)
     assert one["inputs"]["part_names"] == ["left", "right", "rim"]
     assert one["test"]["instance_miou"] > 0.75, "halves and rims of boxes are easy; all left gives 0.6"

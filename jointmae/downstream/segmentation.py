@@ -66,6 +66,14 @@ class SegmentationTask(DownstreamTask):
             "point_accuracy": right,
         }
 
+    def more_scores(self, model: nn.Module) -> dict[str, float]:
+        """What the commonest part of each class alone would reach: a floor, as most points may be of one part."""
+        parts = self.test.first(self.model_config.num_points).parts
+        assert parts is not None
+        labels = self.test.labels.cpu()
+        predicted = commonest_parts(self.clouds)[labels][:, None].expand(parts.shape)  # [S, N]
+        return {"trivial_instance_miou": float(shape_ious(parts.long().cpu(), predicted, self.parts_of[labels]).mean())}
+
     def details(self, model: nn.Module) -> dict[str, Any]:
         """Mean IoU of each class."""
         ious, _ = self._ious(cast(Segmenter, model), self.test)
@@ -116,6 +124,16 @@ def parts_of_classes(clouds: PointClouds) -> Tensor:
         found[label, clouds.parts[clouds.labels == label].unique().long().cpu()] = True
     found[~found.any(1)] = True
     return found
+
+
+def commonest_parts(clouds: PointClouds) -> Tensor:
+    """The part that most points of each class have, int64 [K + 1]; for classes without clouds and for -1, of all."""
+    assert clouds.parts is not None
+    labels = clouds.labels.cpu()
+    counts = torch.zeros(max(len(clouds.classes), 1) + 1, len(clouds.part_names), dtype=torch.int64)
+    for label in labels.unique().tolist():
+        counts[label] = torch.bincount(clouds.parts[labels == label].flatten().cpu(), minlength=counts.shape[1])
+    return torch.where(counts.any(1), counts.argmax(1), counts.sum(0).argmax())
 
 
 def predict_parts(model: Segmenter, clouds: PointClouds, parts_of: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from jointmae.ablation.runs import Score
 from jointmae.ablation.tables import Table
+from jointmae.text import markdown_table
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def markdown(table: Table, summaries: Sequence[RowSummary | None]) -> str:
     sets = list(dict.fromkeys(name for summary in summaries if summary for name in summary.sets))
     reference = table.rows[table.reference]
     head = [*table.columns, "paper", *sets, "mean", "difference", "by cross-validation", "in the paper"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row, summary in zip(table.rows, summaries, strict=True):
         paper = "" if row.paper is None else f"{row.paper:.1f}"
         told = "" if row.paper is None or reference.paper is None else f"{row.paper - reference.paper:+.1f}"
@@ -64,10 +65,7 @@ def markdown(table: Table, summaries: Sequence[RowSummary | None]) -> str:
             numbers += [_with(summary.mean, lambda e: e.deviation)]
             numbers += [_with(d, lambda e: e.error, "+.2f") for d in (summary.difference, summary.difference_cv)]
         lines.append([*row.cells, paper, *numbers, "" if row is reference else told])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    return markdown_table(head, lines)
 
 
 def _summary(scores: Sequence[Score], reference: Sequence[Score] | None) -> RowSummary | None:

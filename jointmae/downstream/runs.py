@@ -20,7 +20,7 @@ from jointmae.downstream.task import DownstreamTask
 from jointmae.errors import CheckpointError
 from jointmae.files import to_json, write_atomically
 from jointmae.run_folder import data_name, environment
-from jointmae.text import spoken
+from jointmae.text import markdown_table, spoken
 
 Results = list[dict[str, Any]]
 Config = TypeVar("Config", bound=DownstreamConfig)
@@ -123,10 +123,7 @@ def table(groups: Sequence[Results]) -> str:
     """One row for each group of runs, as Markdown: scores in percent, and all that decides them."""
     rows = [row(results) for results in groups]
     names = list(dict.fromkeys(name for one in rows for name in one))
-    lines = [names, ["---"] * len(names), *([one.get(name, "") for name in names] for one in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return markdown_table(names, [[one.get(name, "") for name in names] for one in rows])
 
 
 def row(results: Results) -> dict[str, str]:
@@ -137,5 +134,5 @@ def row(results: Results) -> dict[str, str]:
     cells |= {spoken(name): str(estimate) for name, estimate in summarize(results).items()}
     epochs = "/".join(dict.fromkeys(str(result["epoch"]) for result in results))
     cells |= {"runs": str(len(results)), "epoch": f"{first['selection']}: {epochs} of {first['epochs']}"}
-    known = ("augmentation", "pooling", "sampling", "num_points")
+    known = ("augmentation", "pooling", "sampling", "num_points", "votes")
     return cells | {name.replace("num_", ""): str(first[name]) for name in known if name in first}

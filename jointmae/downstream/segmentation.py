@@ -59,10 +59,11 @@ class SegmentationTask(DownstreamTask):
     def scores(self, model: nn.Module, clouds: PointClouds) -> dict[str, float]:
         """Mean IoU over clouds and over classes, and accuracy over points."""
         ious, right = self._ious(cast(Segmenter, model), clouds)
-        by_class = [ious[clouds.labels.cpu() == label].mean() for label in clouds.labels.cpu().unique()]
+        labels = clouds.labels.cpu()
+        means = [ious[labels == label].mean() for label in labels.unique()]
         return {
             "instance_miou": float(ious.mean()),
-            "class_miou": float(torch.stack(by_class).mean()),
+            "class_miou": float(torch.stack(means).mean()),
             "point_accuracy": right,
         }
 
